@@ -1,0 +1,173 @@
+"""SRigLCallback: topology updates inside any Hugging Face Trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn, optim
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from hf_srigl.optimizers import refused_by_name
+from hf_srigl.srigl import SRigL, UpdateReport
+
+logger = logging.get_logger(__name__)
+
+STATE_FILE = "srigl_state.safetensors"
+
+
+class SRigLCallback(TrainerCallback):
+    """Gives the model of a stock `Trainer` its topology updates; `SparseTrainer` adds it by itself.
+
+    The model must be condensed (`sparsify`, or loaded condensed). At every update the numbers of
+    `UpdateReport.metrics` go to ``trainer.state.log_history``; with `SparseTrainer` they also reach TensorBoard and the
+    other integrations, which a stock Trainer offers a callback no way to do.
+
+    Args:
+        log: called with the metrics at each update instead of writing to the log history (`SparseTrainer` passes
+            ``trainer.log``).
+
+    Attributes:
+        srigl: the `SRigL` of the training in progress, else None. reports: all reports of the last training.
+
+    Raises:
+        ValueError: at the start of training, for what cannot train a condensed model: DeepSpeed, FSDP, DataParallel,
+            optimizers whose state cannot move with a topology.
+
+    Example:
+        >>> from transformers import Trainer
+        >>> trainer = Trainer(sparse_model, training_args, train_dataset=train_dataset, callbacks=[SRigLCallback()])
+        >>> _ = trainer.train()
+        >>> [row["srigl/sparsity"] for row in trainer.state.log_history if "srigl/sparsity" in row]
+        [0.75, 0.75]
+    """
+
+    def __init__(self, log: Callable[[dict[str, float]], None] | None = None) -> None:
+        self.log = log
+        self.srigl: SRigL | None = None
+        self.reports: list[UpdateReport] = []
+        self.resume_from: str | None = None  # set by the trainer mixin; a stock Trainer does not tell
+        self._unlogged: UpdateReport | None = None
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        check_arguments(args)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        **kwargs: Any,
+    ) -> None:
+        check_arguments(args)
+        self.srigl = SRigL(model, optimizer, total_steps=state.max_steps)
+        self.reports, self._unlogged = [], None
+        if state.global_step > 0:
+            self._resume(self.srigl, args, state)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.srigl is None:
+            return
+        report = self.srigl.step()
+        if report is not None:
+            self.reports.append(report)
+            self._unlogged = report
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._unlogged is None:
+            return
+        metrics, self._unlogged = self._unlogged.metrics(), None
+        if self.log is not None:
+            self.log(metrics)
+        else:
+            epoch = {} if state.epoch is None else {"epoch": state.epoch}
+            state.log_history.append({**metrics, **epoch, "step": state.global_step})
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = _checkpoint_folder(args, state)
+        if self.srigl is not None and args.should_save and not args.save_only_model and os.path.isdir(folder):
+            save_state(self.srigl, os.path.join(folder, STATE_FILE))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.srigl is not None:
+            self.srigl.close()
+            self.srigl = None
+
+    def _resume(self, srigl: SRigL, args: TrainingArguments, state: TrainerState) -> None:
+        folders = [self.resume_from, args.resume_from_checkpoint, _checkpoint_folder(args, state)]
+        for folder in folders:
+            path = os.path.join(str(folder), STATE_FILE)
+            if folder and os.path.isfile(path):
+                load_state(srigl, path)
+                if srigl.steps == state.global_step:
+                    return
+        srigl.resume_at(state.global_step)
+        logger.warning_once(
+            f"Resuming at step {state.global_step} without its {STATE_FILE}: the topology is that of the checkpoint, but "
+            "the ITOP rate counts from here, and an update that was postponed by an overflow at that step is not retried."
+        )
+
+
+def check_arguments(args: TrainingArguments) -> None:
+    """Refuse what would train a condensed model wrongly, before anything runs.
+
+    Raises:
+        ValueError: DeepSpeed, FSDP, several GPUs in one process, or an optimizer whose state cannot move.
+    """
+    if args.deepspeed:
+        raise ValueError(
+            "DeepSpeed cannot train a condensed model: it runs the optimizer inside backward and hides gradients; launch "
+            "with torchrun (DDP) instead, a condensed model's gradients and optimizer state are small already"
+        )
+    if args.fsdp:
+        raise ValueError(
+            "FSDP cannot train a condensed model yet: parameters must be whole; launch with torchrun (DDP)"
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"expected one GPU for each process, found {args.n_gpu} in one (nn.DataParallel); launch with "
+            "torchrun --nproc_per_node or accelerate launch, or set CUDA_VISIBLE_DEVICES to one GPU"
+        )
+    refusal = refused_by_name(str(getattr(args.optim, "value", args.optim)))
+    if refusal is not None:
+        raise ValueError(refusal)
+
+
+def save_state(srigl: SRigL, path: str) -> None:
+    """Write `SRigL.state_dict` as a safetensors file, whole or not at all."""
+    state = srigl.state_dict()
+    metadata = {"steps": str(state["steps"]), "postponed": json.dumps(state["postponed"])}
+    tensors = {name: bits.cpu() for name, bits in state["explored"].items()}
+    save_file(tensors, path + ".part", metadata=metadata)
+    os.replace(path + ".part", path)
+
+
+def load_state(srigl: SRigL, path: str) -> None:
+    """Load what `save_state` wrote.
+
+    Raises:
+        ValueError: the file is of a model with other condensed layers.
+    """
+    with safe_open(path, framework="pt") as reader:
+        metadata = reader.metadata()
+        explored: dict[str, torch.Tensor] = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+    srigl.load_state_dict(
+        {"steps": int(metadata["steps"]), "postponed": json.loads(metadata["postponed"]), "explored": explored}
+    )
+
+
+def _checkpoint_folder(args: TrainingArguments, state: TrainerState) -> str:
+    return os.path.join(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")

@@ -1,0 +1,235 @@
+"""The file format inside transformers: `from_pretrained`, `save_pretrained`, `push_to_hub` know condensed layers.
+
+transformers has one door for layers that are stored in a form of their own: quantizers. Importing this module registers
+one named "srigl". `docs/format.md` describes the files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from hf_srigl.config import SRigLConfig
+from hf_srigl.linear import CondensedLinear
+from hf_srigl.report import sparsity_report
+from hf_srigl.surgery import FORMAT_VERSION, attach, condensed_layers, densify, insert_empty, sparsify
+
+_TENSORS = ("weight", "indices", "active")
+
+
+@register_quantization_config("srigl")
+class SRigLQuantizationConfig(QuantizationConfigMixin):
+    """``quantization_config`` of a condensed model's ``config.json``: the SRigLConfig fields, the budgets, the version.
+
+    Attributes:
+        srigl: the `SRigLConfig`. layers: layer name -> budget B. format_version: 1.
+
+    Raises:
+        ValueError: a newer format version, unknown or bad fields, or budgets that are not positive whole numbers.
+    """
+
+    def __init__(
+        self, *, layers: Mapping[str, int], format_version: int, quant_method: str = "srigl", **srigl: Any
+    ) -> None:
+        if format_version != FORMAT_VERSION:
+            raise ValueError(
+                f"this condensed model has format_version {format_version!r}, this hf_srigl reads version "
+                f"{FORMAT_VERSION}; upgrade it: pip install -U hf_srigl"
+            )
+        for name, budget in layers.items():
+            if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+                raise ValueError(f"layer {name}: expected a positive whole number as budget, found {budget!r}")
+        self.quant_method = quant_method
+        self.format_version = format_version
+        self.layers = dict(layers)
+        self.srigl = SRigLConfig.from_dict(srigl)
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> SRigLQuantizationConfig | tuple[SRigLQuantizationConfig, dict[str, Any]]:
+        for field in ("layers", "format_version"):
+            if field not in config_dict:
+                raise ValueError(
+                    f"the quantization_config of a condensed model must have {field!r}, found only {sorted(config_dict)}; "
+                    "to sparsify a dense model while loading pass quantization_config=SRigLConfig(...)"
+                )
+        config = cls(**config_dict)
+        return (config, kwargs) if return_unused_kwargs else config
+
+    def to_dict(self) -> dict[str, Any]:
+        head = {"quant_method": "srigl", "format_version": self.format_version, "layers": dict(self.layers)}
+        return {**head, **self.srigl.to_dict()}
+
+
+@register_quantizer("srigl")
+class SRigLQuantizer(HfQuantizer):
+    """Builds condensed layers before transformers loads their tensors, or condenses a dense model after loading."""
+
+    def __init__(self, quantization_config: SRigLQuantizationConfig | SRigLConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.quantization_config: SRigLQuantizationConfig | SRigLConfig = quantization_config
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+    def is_serializable(self) -> bool:
+        return True
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
+        # Condensed checkpoints carry the module's own names; conversions are for dense matrices under older names.
+        return [] if self.pre_quantized else weight_conversions
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        config = self.quantization_config
+        if not isinstance(config, SRigLQuantizationConfig):
+            return
+        names = {stored: find_layer(model, stored) for stored in config.layers}
+        present = {stored: name for stored, name in names.items() if name is not None}
+        if config.layers and not present:
+            raise ValueError(
+                f"{type(model).__name__} has none of the checkpoint's condensed layers (first: {next(iter(config.layers))}); "
+                "load it with the class, or an auto class, of the architecture it was saved from"
+            )
+        insert_empty(model, {name: config.layers[stored] for stored, name in present.items()}, config.srigl)
+        files = [file for file in checkpoint_files or [] if str(file).endswith(".safetensors")]
+        if files:
+            layers = {stored: model.get_submodule(name) for stored, name in present.items()}
+            check_files(
+                files, {stored: layer for stored, layer in layers.items() if isinstance(layer, CondensedLinear)}
+            )
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        config = self.quantization_config
+        if isinstance(config, SRigLConfig):  # the checkpoint was dense
+            # postprocess_model has put the plain SRigLConfig into the model's config; sparsify replaces it
+            return sparsify(model, config)
+        for name, layer in condensed_layers(model).items():
+            if not layer.indices.is_meta:
+                problem = layer.problem_with(layer.weight, layer.indices, layer.active)
+                if problem is not None:
+                    raise ValueError(f"layer {name}: {problem}")
+        attach(model, config.srigl)
+        return model
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        densify(model)
+        return model if dtype is None else model.to(dtype)
+
+
+def find_layer(model: PreTrainedModel, stored: str) -> str | None:
+    """The name in `model` of a layer stored under `stored`, with or without the base model's prefix; None if absent.
+
+    A checkpoint of a model with a head says ``bert.encoder...``; the bare model has no prefix, and the other way round.
+    """
+    prefix = f"{model.base_model_prefix}."
+    for name in (stored, stored.removeprefix(prefix), prefix + stored):
+        try:
+            model.get_submodule(name)
+        except AttributeError:
+            continue
+        return name
+    return None
+
+
+def check_files(files: list[str], layers: Mapping[str, CondensedLinear]) -> None:
+    """Read and validate what kernels would trust, before transformers loads anything.
+
+    Args:
+        files: safetensors files. layers: name in the files -> the layer to be filled (only its sizes matter).
+
+    Raises:
+        ValueError: naming file, layer and tensor, what was expected and what was found.
+    """
+    where: dict[str, str] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as reader:
+                where.update(dict.fromkeys(reader.keys(), str(file)))
+        except SafetensorError as error:
+            raise ValueError(f"{file} is not a whole safetensors file ({error}); download or save it again") from error
+    for name, layer in layers.items():
+        tensors: dict[str, torch.Tensor | None] = {}
+        seen = []
+        for tensor_name in _TENSORS:
+            key = f"{name}.{tensor_name}"
+            tensors[tensor_name] = None
+            if key in where:
+                seen.append(where[key])
+                with safe_open(where[key], framework="pt") as reader:
+                    tensors[tensor_name] = reader.get_tensor(key)
+        problem = layer.problem_with(**tensors)
+        if problem is not None:
+            file = ", ".join(dict.fromkeys(seen)) or ", ".join(map(str, files))
+            raise ValueError(
+                f"{file}: layer {name}: {problem}; the file is damaged or of another model: fetch it again"
+            )
+
+
+CARD_START, CARD_END = "<!-- hf_srigl -->", "<!-- /hf_srigl -->"
+
+
+def card_section(model: nn.Module, repo_id: str = "PATH_OR_REPO") -> str:
+    """The part of a model card that says how to load a condensed model and how sparse it is, as Markdown.
+
+    Example:
+        >>> from hf_srigl import SRigLConfig, sparsify
+        >>> "import hf_srigl" in card_section(sparsify(nn.Sequential(nn.Linear(40, 10)), SRigLConfig()))
+        True
+    """
+    architecture = type(model).__name__
+    return f"""{CARD_START}
+## Sparse model
+
+This model is stored and runs in condensed form (SRigL, constant fan-in). Loading it needs the `hf_srigl` package,
+imported once (`pip install hf_srigl`):
+
+```python
+import hf_srigl
+from transformers import {architecture}; model = {architecture}.from_pretrained("{repo_id}")
+```
+
+`hf_srigl.densify(model)` turns it into a plain dense model with zeros.
+
+```
+{sparsity_report(model)}
+```
+{CARD_END}
+"""
+
+
+def add_card_section(card: str, model: nn.Module, repo_id: str = "PATH_OR_REPO") -> str:
+    """A model card's text with `card_section` appended, or replaced if it is there already."""
+    section = card_section(model, repo_id)
+    if CARD_START in card:
+        return re.sub(f"{CARD_START}.*?{CARD_END}\n?", lambda _: section, card, flags=re.DOTALL)
+    return card.rstrip() + "\n\n" + section
+
+
+def write_card(model: nn.Module, path: str | PathLike[str], repo_id: str = "PATH_OR_REPO") -> None:
+    """Add `card_section` to the model card file at `path`."""
+    with open(path, encoding="utf-8") as file:
+        card = file.read()
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(add_card_section(card, model, repo_id))

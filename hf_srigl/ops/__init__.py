@@ -1,0 +1,92 @@
+"""One operator, `hf_srigl::condensed_linear`, registered with torch.library; `reference` is its definition.
+
+As a registered operator it is opaque to `torch.compile` (no graph break, no recompilation when the collection of the
+dense gradient is switched on) and saves for backward only x, the values, the indices and the active rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_srigl.ops import reference
+
+
+@torch.library.custom_op("hf_srigl::condensed_linear", mutates_args=())
+def condensed_linear(
+    x: Tensor, weight: Tensor, indices: Tensor, active: Tensor, bias: Tensor | None, handle: Tensor
+) -> Tensor:
+    """``y = x W^T + bias`` with W (N, K) in condensed form (`hf_srigl.topology`).
+
+    Args:
+        x: (..., K), of the dtype of `weight`.
+        weight: (B,) values. indices: (B,) int16 or int32. active: (N,) bool. bias: (N,) or None.
+        handle: of the layer's `hf_srigl.ops.collect.DenseGradient`, a 0-d int64 CPU tensor; 0 for none.
+
+    Returns:
+        (..., N), contiguous, sharing no memory with the inputs. Gradients flow to x, weight and bias.
+
+    Example:
+        >>> indices, active = torch.tensor([0, 2, 1, 2]), torch.tensor([True, False, True])
+        >>> condensed_linear(torch.ones(1, 3), torch.tensor([1.0, 2.0, 3.0, 4.0]), indices, active, None, torch.tensor(0))
+        tensor([[3., 0., 7.]])
+    """
+    return reference.forward(x, weight, indices, active, bias)
+
+
+@condensed_linear.register_fake
+def _(x: Tensor, weight: Tensor, indices: Tensor, active: Tensor, bias: Tensor | None, handle: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], active.shape[0])
+
+
+@torch.library.custom_op("hf_srigl::condensed_linear_backward", mutates_args=())
+def condensed_linear_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    active: Tensor,
+    need_x: bool,
+    need_weight: bool,
+    handle: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `condensed_linear` to x and weight; see `reference.backward`."""
+    return reference.backward(grad_y, x, weight, indices, active, need_x, need_weight, handle)
+
+
+@condensed_linear_backward.register_fake
+def _(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    active: Tensor,
+    need_x: bool,
+    need_weight: bool,
+    handle: Tensor,
+) -> tuple[Tensor, Tensor]:
+    grad_x = x.new_empty(x.shape) if need_x else x.new_empty(0)
+    return grad_x, torch.empty_like(weight) if need_weight else weight.new_empty(0)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, indices, active, _, handle = inputs
+    ctx.save_for_backward(x, weight, indices, active, handle)
+
+
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, indices, active, handle = ctx.saved_tensors
+    need_x, need_weight, _, _, need_bias, _ = ctx.needs_input_grad
+    grad_x = grad_weight = grad_bias = None
+    if need_x or need_weight:
+        grads = condensed_linear_backward(grad_y, x, weight, indices, active, need_x, need_weight, handle)
+        grad_x = grads[0] if need_x else None
+        grad_weight = grads[1] if need_weight else None
+    if need_bias:
+        grad_bias = grad_y.reshape(-1, active.shape[0]).sum(0)
+    return grad_x, grad_weight, None, None, grad_bias, None
+
+
+condensed_linear.register_autograd(_backward, setup_context=_save_for_backward)

@@ -1,0 +1,70 @@
+"""Is it an update step? How much is dropped? Plain arithmetic on step numbers (paper, section 3 and appendix)."""
+
+from __future__ import annotations
+
+import math
+
+
+def floor_count(value: float) -> int:
+    """Floor of a product that is whole up to float error: ``0.29 * 100`` is 29, not 28.
+
+    Example:
+        >>> floor_count(100 * (1 - 0.9)), int(100 * (1 - 0.9))
+        (10, 9)
+    """
+    return math.floor(round(value, 9))
+
+
+def update_interval(update_every: float | None, total_steps: int) -> int | None:
+    """Steps between updates (Delta T); a value below 1 is a share of `total_steps`, rounded up as TrainingArguments do.
+
+    Example:
+        >>> update_interval(100, 1000), update_interval(0.04, 269), update_interval(None, 1000)
+        (100, 11, None)
+    """
+    if update_every is None:
+        return None
+    if update_every < 1:
+        return max(1, math.ceil(round(update_every * total_steps, 9)))
+    return int(update_every)
+
+
+def is_update_step(
+    step: int, *, interval: int | None, stop_updates_at: float, total_steps: int, offset: int = 0
+) -> bool:
+    """Whether the topology changes right after optimizer step number `step` (1-based, micro-batches not counted).
+
+    With `offset` 0: ``step % interval == 0`` and ``step < stop_updates_at * total_steps``. A staggered layer updates
+    `offset` steps later, and like every other layer not before it has trained for one interval.
+
+    Example:
+        >>> [t for t in range(1, 13) if is_update_step(t, interval=3, stop_updates_at=0.75, total_steps=12)]
+        [3, 6]
+        >>> [t for t in range(1, 13) if is_update_step(t, interval=3, stop_updates_at=1.0, total_steps=12, offset=1)]
+        [4, 7, 10]
+    """
+    if interval is None:
+        return False
+    since = step - offset
+    return since >= interval and since % interval == 0 and step < round(stop_updates_at * total_steps, 9)
+
+
+def drop_fraction_at(step: int, *, drop_fraction: float, stop_updates_at: float, total_steps: int) -> float:
+    """Share of active weights dropped at `step`: ``alpha / 2 * (1 + cos(pi * step / (stop_updates_at * total_steps)))``.
+
+    Example:
+        >>> drop_fraction_at(50, drop_fraction=0.3, stop_updates_at=1.0, total_steps=100)
+        0.15
+    """
+    progress = min(1.0, step / (stop_updates_at * total_steps))
+    return drop_fraction / 2 * (1 + math.cos(math.pi * progress))
+
+
+def stagger_offsets(n_layers: int, interval: int) -> list[int]:
+    """Offsets in [0, interval) that spread `n_layers` updates evenly over one interval.
+
+    Example:
+        >>> stagger_offsets(4, 100), stagger_offsets(4, 2)
+        ([0, 25, 50, 75], [0, 0, 1, 1])
+    """
+    return [layer * interval // n_layers for layer in range(n_layers)]

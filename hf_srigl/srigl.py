@@ -1,0 +1,308 @@
+"""SRigL: the only object that changes a topology. Two lines in a training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from hf_srigl import sharding, topology
+from hf_srigl.config import SRigLConfig
+from hf_srigl.exploration import Explored
+from hf_srigl.linear import CondensedLinear
+from hf_srigl.optimizers import check_optimizer, movable_state, unwrap
+from hf_srigl.schedule import drop_fraction_at, floor_count, is_update_step, stagger_offsets, update_interval
+from hf_srigl.surgery import condensed_layers, config_of, generator_for
+from hf_srigl.targets import may_ablate
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """What one update did to one layer. Counts are connections (`dropped`, `grown`) and neurons (`active`, `neurons`).
+
+    `itop` is the share of the layer's positions that were ever active.
+    """
+
+    name: str
+    dropped: int
+    grown: int
+    fan_in: int
+    active: int
+    neurons: int
+    itop: float
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What one call of `SRigL.step` changed, and where all condensed layers stand afterwards.
+
+    `sparsity`, `active_neurons` (a share) and `itop` are over all condensed layers; `layers` has a row for each layer
+    that was updated at this step.
+    """
+
+    step: int
+    drop_fraction: float
+    layers: tuple[LayerUpdate, ...]
+    sparsity: float
+    active_neurons: float
+    itop: float
+
+    @property
+    def dropped(self) -> int:
+        """Connections dropped, over the layers updated."""
+        return sum(row.dropped for row in self.layers)
+
+    @property
+    def grown(self) -> int:
+        """Connections grown, over the layers updated."""
+        return sum(row.grown for row in self.layers)
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers for a training log, under names that group in TensorBoard."""
+        return {
+            "srigl/sparsity": self.sparsity,
+            "srigl/active_neurons": self.active_neurons,
+            "srigl/dropped": self.dropped,
+            "srigl/grown": self.grown,
+            "srigl/drop_fraction": self.drop_fraction,
+            "srigl/itop": self.itop,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}: {len(self.layers)} layers, dropped {self.dropped}, grown {self.grown}, sparsity "
+            f"{self.sparsity:.2%}, active neurons {self.active_neurons:.2%}, ITOP {self.itop:.2%}"
+        )
+
+
+class SRigL:
+    """Runs the topology updates of a condensed model in any training loop.
+
+    Call `step` right after every ``optimizer.step()`` and before gradients are zeroed. The step that updates a layer is
+    known in advance, so the layer collects its dense gradient during exactly that step's backward passes (summed over
+    micro-batches). With several ranks (`torch.distributed` initialised) gradients are averaged over them and rank 0's
+    topology is everybody's, from the construction of this object on.
+
+    Args:
+        model: made by `hf_srigl.sparsify` or loaded condensed; wrapped (DDP, `torch.compile`) or not.
+        optimizer: created after sparsifying; accelerate's wrapper is looked through.
+        total_steps: optimizer steps of the whole run, >= 1; the schedule is relative to it.
+        config: default: the one the model carries. Only its training options matter here (`update_every`,
+            `drop_fraction`, `stop_updates_at`, `gamma_sal`, `never_ablate`, `grow`, `stagger`, `seed`).
+
+    Raises:
+        ValueError: the model has no condensed layer or no configuration, parameters are sharded, the optimizer cannot
+            be used (`hf_srigl.optimizers.check_optimizer`), or `total_steps` is not positive.
+
+    Example:
+        >>> from hf_srigl import SRigL, SRigLConfig, sparsify
+        >>> model = sparsify(nn.Sequential(nn.Linear(64, 32)), SRigLConfig(sparsity=0.75, update_every=2))
+        >>> optimizer = optim.AdamW(model.parameters())
+        >>> srigl = SRigL(model, optimizer, total_steps=10)
+        >>> reports = []
+        >>> for step in range(4):
+        ...     optimizer.zero_grad()
+        ...     model(torch.randn(8, 64)).square().sum().backward()
+        ...     optimizer.step()
+        ...     reports.append(srigl.step())
+        >>> [report is not None for report in reports]
+        [False, True, False, True]
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: optim.Optimizer, *, total_steps: int, config: SRigLConfig | None = None
+    ) -> None:
+        layers = condensed_layers(model)
+        if not layers:
+            raise ValueError("the model has no condensed layer: call sparsify(model, SRigLConfig(...)) first")
+        config = config_of(model) if config is None else config
+        if config is None:
+            raise ValueError("the model carries no SRigLConfig: pass config=SRigLConfig(...)")
+        if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+            raise ValueError(f"total_steps must be a positive whole number of optimizer steps, got {total_steps!r}")
+        sharding.check_whole(layers)
+        self.config, self.total_steps = config, total_steps
+        self.optimizer = unwrap(optimizer)
+        self.layers = layers
+        self.trained = {name: layer for name, layer in layers.items() if layer.weight.requires_grad}
+        check_optimizer(self.optimizer, {name: layer.weight for name, layer in self.trained.items()})
+        self.steps = 0
+        self._interval = update_interval(config.update_every, total_steps)
+        self._offsets = dict.fromkeys(self.trained, 0)
+        if config.stagger and self._interval is not None:
+            self._offsets = dict(zip(self.trained, stagger_offsets(len(self.trained), self._interval), strict=True))
+        for layer in layers.values():
+            sharding.broadcast_topology(layer)
+        self._explored = {name: Explored(layer.mask()) for name, layer in layers.items()}
+        self._postponed: list[str] = []
+        self._arm()
+
+    def step(self) -> UpdateReport | None:
+        """Count one optimizer step and, if it is an update step, change the topology of the layers that are due.
+
+        Weights, their gradients and the optimizer's state are moved in place. If a gradient or weight is NaN or inf on
+        any rank (an fp16 overflow, say), nothing is changed and the update is postponed to the next step.
+
+        Returns:
+            What was changed, or None on ordinary and on postponed steps.
+
+        Raises:
+            ValueError: the optimizer holds state that cannot follow a topology; nothing has changed then.
+        """
+        self.steps += 1
+        due = self._due(self.steps)
+        report = self._update(due) if due else None
+        self._arm()
+        return report
+
+    def close(self) -> None:
+        """Stop collecting dense gradients; the model can be used on without this object."""
+        for layer in self.layers.values():
+            layer.dense_grad.stop()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that resuming needs beyond the model and the optimizer: the step, postponed updates, positions tried."""
+        return {
+            "steps": self.steps,
+            "postponed": list(self._postponed),
+            "explored": {name: explored.bits.clone() for name, explored in self._explored.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken; load model and optimizer first.
+
+        Raises:
+            ValueError: the state is of a model with other condensed layers.
+        """
+        if set(state["explored"]) != set(self._explored):
+            odd = sorted(set(state["explored"]) ^ set(self._explored))
+            raise ValueError(f"the SRigL state is of another model: condensed layers differ in {', '.join(odd[:5])}")
+        for name, bits in state["explored"].items():
+            self._explored[name].load(bits)
+        self.resume_at(state["steps"], state["postponed"])
+
+    def resume_at(self, steps: int, postponed: list[str] | None = None) -> None:
+        """Continue after `steps` completed optimizer steps, with what is active now as all that was ever tried."""
+        self.steps = steps
+        self._postponed = list(postponed or [])
+        self._arm()
+
+    def _due(self, step: int) -> list[str]:
+        """Names of the layers whose topology changes right after optimizer step `step`."""
+        return [
+            name
+            for name in self.trained
+            if name in self._postponed
+            or is_update_step(
+                step,
+                interval=self._interval,
+                stop_updates_at=self.config.stop_updates_at,
+                total_steps=self.total_steps,
+                offset=self._offsets[name],
+            )
+        ]
+
+    def _arm(self) -> None:
+        """Let the layers that are due at the next step collect their dense gradient in its backward passes."""
+        due = self._due(self.steps + 1) if self.config.grow == "gradient" else []
+        for name, layer in self.layers.items():
+            if name in due:
+                layer.dense_grad.start()
+            else:
+                layer.dense_grad.stop()
+
+    def _update(self, due: list[str]) -> UpdateReport | None:
+        state = {name: movable_state(self.optimizer, name, self.layers[name].weight) for name in due}
+        if self.config.grow == "gradient":
+            due = self._reduce_gradients(due)
+        self._postponed = [] if self._all_finite(due) else due
+        if self._postponed or not due:
+            return None
+        drop_fraction = drop_fraction_at(
+            self.steps,
+            drop_fraction=self.config.drop_fraction,
+            stop_updates_at=self.config.stop_updates_at,
+            total_steps=self.total_steps,
+        )
+        return self._report(drop_fraction, [self._update_layer(name, drop_fraction, state[name]) for name in due])
+
+    def _reduce_gradients(self, due: list[str]) -> list[str]:
+        """Average the dense gradients over ranks; returns the layers that took part in a backward pass anywhere."""
+        gradients = {name: self.layers[name].dense_grad for name in due}
+        device = self.layers[due[0]].weight.device
+        seen = sharding.any_rank(torch.tensor([g.value is not None for g in gradients.values()], device=device))
+        used = [name for name, was_seen in zip(due, seen.tolist(), strict=True) if was_seen]
+        for name in used:
+            layer, gradient = self.layers[name], gradients[name]
+            if gradient.value is None:  # this rank's batches did not reach the layer, another rank's did
+                shape = (layer.out_features, layer.in_features)
+                dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+                gradient.value = torch.zeros(shape, dtype=dtype, device=layer.weight.device)
+            sharding.mean_over_ranks(gradient.value)
+        return used
+
+    def _all_finite(self, due: list[str]) -> bool:
+        """One decision for all layers and all ranks."""
+        device = self.layers[next(iter(self.layers))].weight.device
+        bad = torch.zeros(1, dtype=torch.bool, device=device)
+        for name in due:
+            layer = self.layers[name]
+            for tensor in (layer.weight.detach(), layer.dense_grad.value):
+                if tensor is not None:
+                    bad |= ~torch.isfinite(tensor.abs().max()).to(device)
+        return not bool(sharding.any_rank(bad).any())
+
+    def _update_layer(self, name: str, drop_fraction: float, state: list[Tensor]) -> LayerUpdate:
+        layer = self.layers[name]
+        old = layer.mask()
+        new = topology.update_mask(
+            layer.to_dense(),
+            old,
+            self._growth_scores(name, layer),
+            budget=layer.budget,
+            drop_fraction=drop_fraction,
+            min_salient=self._min_salient(name, layer),
+        )
+        layer.dense_grad.stop()  # its memory goes before the next layer's turn
+        sharding.broadcast_mask(new)
+        layer.rewire(new, state)
+        self._explored[name].add(new)
+        return LayerUpdate(
+            name=name,
+            dropped=int((old & ~new).sum()),
+            grown=int((new & ~old).sum()),
+            fan_in=layer.fan_in,
+            active=int(layer.active.sum()),
+            neurons=layer.out_features,
+            itop=self._explored[name].rate,
+        )
+
+    def _growth_scores(self, name: str, layer: CondensedLinear) -> Tensor:
+        if self.config.grow == "gradient":
+            if layer.dense_grad.value is None:
+                raise RuntimeError(f"layer {name}: no dense gradient was collected at its update step")
+            return layer.dense_grad.value
+        generator = generator_for(self.config.seed, "grow", self.steps, name)
+        scores = torch.rand(layer.out_features, layer.in_features, generator=generator)
+        return scores.to(layer.weight.device)
+
+    def _min_salient(self, name: str, layer: CondensedLinear) -> int | None:
+        if self.config.gamma_sal is None or not may_ablate(name, self.config):
+            return None
+        return max(1, floor_count(self.config.gamma_sal * layer.initial_fan_in))
+
+    def _report(self, drop_fraction: float, rows: list[LayerUpdate]) -> UpdateReport:
+        layers = self.layers.values()
+        positions = sum(layer.out_features * layer.in_features for layer in layers)
+        used = sum(int((layer.indices >= 0).sum()) for layer in layers)
+        neurons = sum(layer.out_features for layer in layers)
+        return UpdateReport(
+            step=self.steps,
+            drop_fraction=drop_fraction,
+            layers=tuple(rows),
+            sparsity=1 - used / positions,
+            active_neurons=sum(int(layer.active.sum()) for layer in layers) / neurons,
+            itop=sum(explored.count for explored in self._explored.values()) / positions,
+        )

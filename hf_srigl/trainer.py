@@ -1,0 +1,116 @@
+"""SRigLTrainerMixin and SparseTrainer: the Hugging Face Trainer, training condensed models."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+
+from hf_srigl.callback import SRigLCallback, check_arguments
+from hf_srigl.config import SRigLConfig
+from hf_srigl.hub import write_card
+from hf_srigl.surgery import attach, condensed_layers, config_of, sparsify
+
+# What a condensed model cannot change any more; every other option may differ in a later training.
+_FIXED = ("sparsity", "distribution", "target_modules", "exclude_modules", "init")
+
+
+if TYPE_CHECKING:  # the mixin's `super()` is whatever Trainer it is mixed into
+    _TrainerMethods = Trainer
+else:
+    _TrainerMethods = object
+
+
+class SRigLTrainerMixin(_TrainerMethods):
+    """Makes any Trainer train condensed: ``class SparseSFT(SRigLTrainerMixin, SFTTrainer): ...``.
+
+    Takes the Trainer's arguments and one more:
+
+    Args:
+        srigl_config: how to sparsify a dense model. A model that is condensed already trains on with the configuration
+            it carries; a `srigl_config` given then may change the training options (`update_every`, `gamma_sal`, ...),
+            but not what is fixed (`sparsity`, `distribution`, targets, `init`).
+
+    The model is sparsified when the Trainer is built (with `model_init`, every time it is called), before the optimizer
+    exists; topology updates run through `SRigLCallback`, their numbers go to the Trainer's log.
+
+    Raises:
+        ValueError: a dense model without `srigl_config`, a configuration that contradicts a condensed model, an
+            optimizer passed in for a model that is still dense, or arguments that cannot train a condensed model.
+    """
+
+    def __init__(self, *args: Any, srigl_config: SRigLConfig | None = None, **kwargs: Any) -> None:
+        if srigl_config is not None and not isinstance(srigl_config, SRigLConfig):
+            raise TypeError(f"srigl_config must be an SRigLConfig, got {type(srigl_config).__name__}")
+        self._srigl_config = srigl_config
+        super().__init__(*args, **kwargs)
+        check_arguments(self.args)
+        if not condensed_layers(self.model) and self.optimizer is not None:
+            raise ValueError(
+                "the optimizer passed in holds the parameters of the dense model: call sparsify(model, srigl_config) "
+                "first and build the optimizer from the result, or let the Trainer create it"
+            )
+        self._make_sparse(self.model)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, SRigLCallback):
+                raise ValueError("this Trainer adds SRigLCallback by itself: leave it out of callbacks")
+        self._srigl_callback = SRigLCallback(log=self.log)
+        self.add_callback(self._srigl_callback)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """The Trainer's, sparsified."""
+        return self._make_sparse(super().call_model_init(trial))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The Trainer's, and how to load a condensed model, and its sparsity table."""
+        super().create_model_card(*args, **kwargs)
+        path = os.path.join(self.args.output_dir, "README.md")
+        if self.is_world_process_zero():
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            write_card(model, path, self.hub_model_id or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._srigl_callback.resume_from = resume_from_checkpoint
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _make_sparse(self, model: nn.Module) -> nn.Module:
+        given = self._srigl_config
+        if not condensed_layers(model):
+            if given is None:
+                raise ValueError(
+                    "the model is dense and there is no srigl_config: pass srigl_config=SRigLConfig(sparsity=...), or a "
+                    "model made by sparsify() or loaded condensed"
+                )
+            return sparsify(model, given)
+        carried = config_of(model)
+        if given is None or given == carried:
+            return model
+        for name in _FIXED if carried is not None else ():
+            if getattr(given, name) != getattr(carried, name):
+                raise ValueError(
+                    f"the model is condensed already with {name}={getattr(carried, name)!r}, srigl_config says "
+                    f"{getattr(given, name)!r}; densify() it first, or pass "
+                    f"dataclasses.replace(hf_srigl.surgery.config_of(model), ...) with new training options only"
+                )
+        attach(model, dataclasses.replace(given))
+        return model
+
+
+class SparseTrainer(SRigLTrainerMixin, Trainer):
+    """`transformers.Trainer` for condensed models: the same arguments plus `srigl_config` (see `SRigLTrainerMixin`).
+
+    Example:
+        >>> trainer = SparseTrainer(
+        ...     model=dense_model, args=training_args, srigl_config=SRigLConfig(sparsity=0.75, update_every=2),
+        ...     train_dataset=train_dataset,
+        ... )
+        >>> _ = trainer.train()
+        >>> trainer.save_model(tmp_path / "sparse")
+        >>> type(trainer.model).from_pretrained(tmp_path / "sparse").is_quantized
+        True
+    """
+
+    model: PreTrainedModel
