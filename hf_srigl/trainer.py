@@ -19,7 +19,7 @@ _FIXED = ("sparsity", "distribution", "target_modules", "exclude_modules", "init
 
 
 if TYPE_CHECKING:  # the mixin's `super()` is whatever Trainer it is mixed into
-    _TrainerMethods = Trainer
+    from transformers import Trainer as _TrainerMethods
 else:
     _TrainerMethods = object
 
