@@ -89,7 +89,9 @@ class SRigLCallback(TrainerCallback):
             return
         metrics, self._unlogged = self._unlogged.metrics(), None
         if self.log is not None:
+            should_log = control.should_log
             self.log(metrics)
+            control.should_log = should_log  # logging clears it, and the Trainer's own entry of this step is still to come
         else:
             epoch = {} if state.epoch is None else {"epoch": state.epoch}
             state.log_history.append({**metrics, **epoch, "step": state.global_step})

@@ -1,0 +1,63 @@
+"""Shared by the tests and by the examples in docstrings: small models and data, one thread, no network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, TrainingArguments
+
+import hf_srigl
+
+
+class Toy(Dataset):
+    """Eight tokens; the label says whether the first one is above the middle of the vocabulary."""
+
+    def __init__(self, size=64, vocab=100):
+        generator = torch.Generator().manual_seed(0)
+        self.ids = torch.randint(0, vocab, (size, 8), generator=generator)
+        self.labels = (self.ids[:, 0] > vocab // 2).long()
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        return {"input_ids": self.ids[i], "attention_mask": torch.ones(8, dtype=torch.long), "labels": self.labels[i]}
+
+
+def tiny_bert(seed=0, **overrides):
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = BertConfig(**sizes | {"num_attention_heads": 4, "max_position_embeddings": 16} | overrides)
+    return BertForSequenceClassification(config)
+
+
+def training_args(output_dir, **overrides):
+    defaults = {"max_steps": 6, "per_device_train_batch_size": 4, "logging_steps": 2, "save_strategy": "no"}
+    quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False}
+    return TrainingArguments(str(output_dir), **defaults | quiet | overrides)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _names_in_docstrings(doctest_namespace, request, tmp_path, monkeypatch):
+    doctest_namespace.update(vars(hf_srigl))
+    doctest_namespace.update(torch=torch, tmp_path=tmp_path)
+    if "hf_srigl/trainer" in request.node.nodeid or "hf_srigl/callback" in request.node.nodeid:
+        monkeypatch.setattr(PrinterCallback, "on_log", lambda *args, **kwargs: None)  # examples show no logs
+        args = training_args(tmp_path / "out")
+        config = hf_srigl.SRigLConfig(sparsity=0.75, update_every=2, gamma_sal=None)
+        doctest_namespace.update(
+            training_args=args,
+            train_dataset=Toy(),
+            dense_model=tiny_bert(),
+            sparse_model=hf_srigl.sparsify(tiny_bert(), config),
+        )
