@@ -11,25 +11,37 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_srigl.config import SRigLConfig
 
-# Layers whose model code reads `.weight` as a matrix instead of calling the layer: model_type -> name suffixes.
-# Found by searching transformers 5.23 for reads of a linear layer's weight; tests/test_targets.py repeats the search.
+# Model code in transformers that reads a linear layer's `.weight` as a matrix instead of calling the layer:
+# folder under transformers/models -> attributes, of all its classes or of the class named.
+# Found by searching transformers 5.23; tests/test_surgery.py repeats the search and shows what is missing here.
 WEIGHT_READ_AS_MATRIX: dict[str, tuple[str, ...]] = {
-    "bamba": ("mamba.out_proj",),
+    "bamba": ("out_proj",),
     "conditional_detr": ("k_proj",),
+    "dab_detr": ("k_linear",),
+    "data2vec": ("kernel",),
     "deberta": ("in_proj",),
     "detr": ("k_proj",),
-    "falcon_h1": ("mamba.out_proj",),
+    "falcon_h1": ("out_proj",),
     "falcon_mamba": ("x_proj", "dt_proj", "out_proj"),
-    "granitemoehybrid": ("mamba.out_proj",),
+    "gemma3n": ("prediction_coefs", "correction_coefs"),
+    "granitemoehybrid": ("out_proj",),
     "jamba": ("dt_proj",),
+    "layoutlmv2": ("rel_pos_bias", "rel_pos_x_bias", "rel_pos_y_bias"),
+    "layoutlmv3": ("rel_pos_bias", "rel_pos_x_bias", "rel_pos_y_bias"),
     "mamba": ("x_proj", "dt_proj", "out_proj"),
     "mamba2": ("out_proj",),
     "maskformer": ("k_proj",),
-    "mobilebert": ("predictions.dense", "predictions.decoder"),
-    "nemotron_h": ("mixer.out_proj",),
+    "mobilebert": ("MobileBertLMPredictionHead.dense", "MobileBertLMPredictionHead.decoder"),
+    "nemotron_h": ("out_proj",),
+    "neomme": ("unembedding_projection",),
+    "pp_doclayout_v2": ("rel_pos_bias",),
     "reformer": ("query_key", "value"),
-    "wavlm": ("q_proj", "k_proj", "v_proj", "out_proj"),
-    "zamba2": ("mamba.out_proj",),
+    "unispeech_sat": ("kernel",),
+    "wav2vec2": ("kernel",),
+    "wav2vec2_bert": ("kernel",),
+    "wav2vec2_conformer": ("kernel",),
+    "wavlm": ("q_proj", "k_proj", "v_proj", "out_proj", "kernel"),
+    "zamba2": ("out_proj",),
 }
 
 # GPT-2 and its relatives name the fused projection c_attn; all others are told by a part of their name.
@@ -163,15 +175,22 @@ def _unsupported(model: nn.Module) -> dict[str, str]:
         if isinstance(module, nn.MultiheadAttention):
             for child, _ in module.named_modules():
                 reasons[f"{name}.{child}".strip(".")] = "nn.MultiheadAttention reads its children's weights as matrices"
-        if isinstance(module, PreTrainedModel):
-            suffixes = WEIGHT_READ_AS_MATRIX.get(module.config.model_type, ())
-            for child, _ in module.named_modules():
-                if matches(child, suffixes):
-                    why = f"{module.config.model_type} reads its weight as a matrix instead of calling the layer"
-                    reasons[f"{name}.{child}".strip(".")] = why
+        family = _model_family(module)
+        for entry in WEIGHT_READ_AS_MATRIX.get(family, ()):
+            owner, _, child = entry.rpartition(".")
+            if owner not in ("", type(module).__name__):
+                continue
+            why = f"{family} reads its weight as a matrix instead of calling the layer"
+            reasons.setdefault(f"{name}.{child}".strip("."), why)
         if isinstance(module, nn.Linear | Conv1D) and type(module) not in (nn.Linear, Conv1D):
             reasons.setdefault(name, f"{type(module).__name__} is a linear layer of its own kind")
     return reasons
+
+
+def _model_family(module: nn.Module) -> str:
+    """The folder under transformers/models that defines a module's class; "" for any other class."""
+    _, found, rest = type(module).__module__.partition("transformers.models.")
+    return rest.split(".")[0] if found else ""
 
 
 def _heads(model: nn.Module) -> set[str]:

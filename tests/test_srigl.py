@@ -221,7 +221,9 @@ def run(config, steps=24, lr=0.05, model=None):
 )
 def test_every_option_changes_the_outcome(change):
     base = dataclasses.replace(CONFIG, gamma_sal=1.0)
-    partner = dataclasses.replace(base, **{k: v for k, v in change.items() if k in ("init", "grow") and "seed" in change})
+    partner = dataclasses.replace(
+        base, **{k: v for k, v in change.items() if k in ("init", "grow") and "seed" in change}
+    )
     reference, _ = run(partner)
     changed, _ = run(dataclasses.replace(base, **change))
     ours, theirs = reference.state_dict(), changed.state_dict()
@@ -267,7 +269,12 @@ def test_staggered_layers_update_in_turn_and_few_dense_gradients_exist_at_once()
         most.append(sum(layer.dense_grad.value is not None for layer in srigl.layers.values()))
 
     train(
-        model, optimizer, srigl, batches(24), before=count, after=lambda r: r and seen.append((r.step, r.layers[0].name))
+        model,
+        optimizer,
+        srigl,
+        batches(24),
+        before=count,
+        after=lambda r: r and seen.append((r.step, r.layers[0].name)),
     )
     assert seen == [(6, "0"), (8, "2"), (10, "4"), (12, "0"), (14, "2"), (16, "4"), (18, "0")]
     assert max(most) == 1

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import Toy, tiny_bert, training_args
 from torch import nn, optim
 from transformers import (
     AutoModelForSequenceClassification,
@@ -17,6 +16,7 @@ from transformers import (
     TrainerState,
 )
 
+from conftest import Toy, tiny_bert, training_args
 from hf_srigl import SparseTrainer, SRigLCallback, SRigLConfig, SRigLTrainerMixin, sparsify, sparsity_report
 from hf_srigl.callback import STATE_FILE, check_arguments
 from hf_srigl.surgery import condensed_layers, config_of
@@ -31,7 +31,9 @@ def _quiet(monkeypatch):
 
 def make(tmp_path, *, config=CONFIG, model=None, cls=SparseTrainer, **arguments):
     arguments.setdefault("max_steps", 12)
-    extra = {k: arguments.pop(k) for k in ("model_init", "callbacks", "compute_metrics", "optimizers") if k in arguments}
+    extra = {
+        k: arguments.pop(k) for k in ("model_init", "callbacks", "compute_metrics", "optimizers") if k in arguments
+    }
     model = None if "model_init" in extra else tiny_bert() if model is None else model
     return cls(
         model=model,
