@@ -46,6 +46,10 @@ class SRigLQuantizationConfig(QuantizationConfigMixin):
                 f"this condensed model has format_version {format_version!r}, this hf_srigl reads version "
                 f"{FORMAT_VERSION}; upgrade it: pip install -U hf_srigl"
             )
+        if not isinstance(layers, Mapping):
+            raise ValueError(
+                f"layers: expected layer names and their budgets, found {type(layers).__name__} {layers!r}"
+            )
         for name, budget in layers.items():
             if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
                 raise ValueError(f"layer {name}: expected a positive whole number as budget, found {budget!r}")
@@ -61,10 +65,13 @@ class SRigLQuantizationConfig(QuantizationConfigMixin):
         for field in ("layers", "format_version"):
             if field not in config_dict:
                 raise ValueError(
-                    f"the quantization_config of a condensed model must have {field!r}, found only {sorted(config_dict)}; "
-                    "to sparsify a dense model while loading pass quantization_config=SRigLConfig(...)"
+                    f"the quantization_config (in config.json) of a condensed model must have {field!r}, found only "
+                    f"{sorted(config_dict)}; to sparsify a dense model while loading pass quantization_config=SRigLConfig(...)"
                 )
-        config = cls(**config_dict)
+        try:
+            config = cls(**config_dict)
+        except ValueError as error:
+            raise ValueError(f"quantization_config in config.json: {error}") from error
         return (config, kwargs) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,12 +120,19 @@ class SRigLQuantizer(HfQuantizer):
                 "load it with the class, or an auto class, of the architecture it was saved from"
             )
         insert_empty(model, {name: config.layers[stored] for stored, name in present.items()}, config.srigl)
-        files = [file for file in checkpoint_files or [] if str(file).endswith(".safetensors")]
-        if files:
-            layers = {stored: model.get_submodule(name) for stored, name in present.items()}
-            check_files(
-                files, {stored: layer for stored, layer in layers.items() if isinstance(layer, CondensedLinear)}
+        files = [str(file) for file in checkpoint_files or []]
+        unchecked = [file for file in files or ["state_dict"] if not file.endswith(".safetensors")]
+        if unchecked:  # transformers would leave what is missing there uninitialised, and what is wrong unnoticed
+            raise ValueError(
+                f"{unchecked[0]}: condensed models are loaded from safetensors files only; write them with save_pretrained, "
+                "or load_state_dict into a condensed model"
             )
+        layers = {stored: model.get_submodule(name) for stored, name in present.items()}
+        check_files(
+            files,
+            {stored: layer for stored, layer in layers.items() if isinstance(layer, CondensedLinear)},
+            model.base_model_prefix,
+        )
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         config = self.quantization_config
@@ -135,6 +149,7 @@ class SRigLQuantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         densify(model)
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype  # saving leaves a string in model.config
         return model if dtype is None else model.to(dtype)
 
 
@@ -143,8 +158,7 @@ def find_layer(model: PreTrainedModel, stored: str) -> str | None:
 
     A checkpoint of a model with a head says ``bert.encoder...``; the bare model has no prefix, and the other way round.
     """
-    prefix = f"{model.base_model_prefix}."
-    for name in (stored, stored.removeprefix(prefix), prefix + stored):
+    for name in spellings(stored, model.base_model_prefix):
         try:
             model.get_submodule(name)
         except AttributeError:
@@ -153,11 +167,17 @@ def find_layer(model: PreTrainedModel, stored: str) -> str | None:
     return None
 
 
-def check_files(files: list[str], layers: Mapping[str, CondensedLinear]) -> None:
+def spellings(name: str, prefix: str) -> tuple[str, str, str]:
+    """A layer's name as it is, without and with the base model's prefix."""
+    return name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"
+
+
+def check_files(files: list[str], layers: Mapping[str, CondensedLinear], prefix: str = "") -> None:
     """Read and validate what kernels would trust, before transformers loads anything.
 
     Args:
-        files: safetensors files. layers: name in the files -> the layer to be filled (only its sizes matter).
+        files: safetensors files. layers: name in config.json -> the layer to be filled (only its sizes matter).
+        prefix: of the base model; the files of a base model saved out of a model with a head lack it, the config has it.
 
     Raises:
         ValueError: naming file, layer and tensor, what was expected and what was found.
@@ -173,7 +193,8 @@ def check_files(files: list[str], layers: Mapping[str, CondensedLinear]) -> None
         tensors: dict[str, torch.Tensor | None] = {}
         seen = []
         for tensor_name in _TENSORS:
-            key = f"{name}.{tensor_name}"
+            keys = [f"{spelling}.{tensor_name}" for spelling in spellings(name, prefix)]
+            key = next((key for key in keys if key in where), keys[0])
             tensors[tensor_name] = None
             if key in where:
                 seen.append(where[key])

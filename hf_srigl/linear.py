@@ -239,8 +239,8 @@ class CondensedLinear(nn.Module):
             return "weight, indices and active belong together"
         if not weight.is_floating_point():
             return f"tensor weight: expected a floating point dtype, found {weight.dtype}"
-        if indices.dtype not in (torch.int16, torch.int32):
-            return f"tensor indices: expected int16 or int32, found {indices.dtype}"
+        if indices.dtype != topology.index_dtype(self.in_features):  # another one could overflow
+            return f"tensor indices: expected {topology.index_dtype(self.in_features)}, found {indices.dtype}"
         if active.dtype != torch.bool:
             return f"tensor active: expected bool, found {active.dtype}"
         problem = topology.find_problem(indices, active, self.in_features)

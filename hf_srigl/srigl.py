@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn, optim
 
 from hf_srigl import sharding, topology
@@ -114,6 +116,8 @@ class SRigL:
     def __init__(
         self, model: nn.Module, optimizer: optim.Optimizer, *, total_steps: int, config: SRigLConfig | None = None
     ) -> None:
+        # Names must not depend on a wrapper: random growth and never_ablate go by them
+        model = extract_model_from_parallel(model, keep_fp32_wrapper=True, keep_torch_compile=False)
         layers = condensed_layers(model)
         if not layers:
             raise ValueError("the model has no condensed layer: call sparsify(model, SRigLConfig(...)) first")
@@ -143,7 +147,8 @@ class SRigL:
         """Count one optimizer step and, if it is an update step, change the topology of the layers that are due.
 
         Weights, their gradients and the optimizer's state are moved in place. If a gradient or weight is NaN or inf on
-        any rank (an fp16 overflow, say), nothing is changed and the update is postponed to the next step.
+        any rank (an fp16 overflow, say), nothing is changed and the update is postponed to the next step. The same
+        happens after a backward pass more than in the step before, if the dense gradients were pruned already.
 
         Returns:
             What was changed, or None on ordinary and on postponed steps.
@@ -153,8 +158,9 @@ class SRigL:
         """
         self.steps += 1
         due = self._due(self.steps)
+        passes = {name: layer.dense_grad.passes for name, layer in self.trained.items()}
         report = self._update(due) if due else None
-        self._arm()
+        self._arm(passes)
         return report
 
     def close(self) -> None:
@@ -204,37 +210,60 @@ class SRigL:
             )
         ]
 
-    def _arm(self) -> None:
-        """Let the layers that are due at the next step collect their dense gradient in its backward passes."""
+    def _arm(self, passes: dict[str, int] | None = None) -> None:
+        """Let the layers that are due at the next step collect their dense gradient in its backward passes.
+
+        Args:
+            passes: backward passes of each layer in the last step. If the next step has as many, each dense gradient is
+                pruned to what its update needs as soon as it is complete. Other ranks' parts must be added first, so
+                only a single process can do so, and not after an update was postponed.
+        """
         due = self._due(self.steps + 1) if self.config.grow == "gradient" else []
+        prune = passes is not None and sharding.world_size() == 1 and not self._postponed
         for name, layer in self.layers.items():
-            if name in due:
-                layer.dense_grad.start()
-            else:
+            if name not in due:
                 layer.dense_grad.stop()
+            elif prune and passes is not None:
+                layer.dense_grad.start(passes[name], functools.partial(self._decisive, name, self.steps + 1))
+            else:
+                layer.dense_grad.start()
+
+    def _decisive(self, name: str, step: int, gradient: Tensor) -> Tensor:
+        layer = self.layers[name]
+        return topology.decisive_positions(
+            layer.mask(),
+            gradient,
+            budget=layer.budget,
+            drop_fraction=self._drop_fraction(step),
+            min_salient=self._min_salient(name, layer),
+        )
+
+    def _drop_fraction(self, step: int) -> float:
+        return drop_fraction_at(
+            step,
+            drop_fraction=self.config.drop_fraction,
+            stop_updates_at=self.config.stop_updates_at,
+            total_steps=self.total_steps,
+        )
 
     def _update(self, due: list[str]) -> UpdateReport | None:
         state = {name: movable_state(self.optimizer, name, self.layers[name].weight) for name in due}
         if self.config.grow == "gradient":
             due = self._reduce_gradients(due)
-        self._postponed = [] if self._all_finite(due) else due
+        self._postponed = [] if self._all_sound(due) else due
         if self._postponed or not due:
             return None
-        drop_fraction = drop_fraction_at(
-            self.steps,
-            drop_fraction=self.config.drop_fraction,
-            stop_updates_at=self.config.stop_updates_at,
-            total_steps=self.total_steps,
-        )
+        drop_fraction = self._drop_fraction(self.steps)
         return self._report(drop_fraction, [self._update_layer(name, drop_fraction, state[name]) for name in due])
 
     def _reduce_gradients(self, due: list[str]) -> list[str]:
         """Average the dense gradients over ranks; returns the layers that took part in a backward pass anywhere."""
         gradients = {name: self.layers[name].dense_grad for name in due}
         device = self.layers[due[0]].weight.device
-        seen = sharding.any_rank(torch.tensor([g.value is not None for g in gradients.values()], device=device))
+        flags = [gradient.seen or gradient.spoiled for gradient in gradients.values()]
+        seen = sharding.any_rank(torch.tensor(flags, device=device))
         used = [name for name, was_seen in zip(due, seen.tolist(), strict=True) if was_seen]
-        for name in used:
+        for name in used if sharding.world_size() > 1 else []:
             layer, gradient = self.layers[name], gradients[name]
             if gradient.value is None:  # this rank's batches did not reach the layer, another rank's did
                 shape = (layer.out_features, layer.in_features)
@@ -243,15 +272,14 @@ class SRigL:
             sharding.mean_over_ranks(gradient.value)
         return used
 
-    def _all_finite(self, due: list[str]) -> bool:
-        """One decision for all layers and all ranks."""
+    def _all_sound(self, due: list[str]) -> bool:
+        """Whether all that the update depends on is finite and complete: one decision for all layers and ranks."""
         device = self.layers[next(iter(self.layers))].weight.device
         bad = torch.zeros(1, dtype=torch.bool, device=device)
         for name in due:
             layer = self.layers[name]
-            for tensor in (layer.weight.detach(), layer.dense_grad.value):
-                if tensor is not None:
-                    bad |= ~torch.isfinite(tensor.abs().max()).to(device)
+            sound = torch.isfinite(layer.weight.detach().abs().max()) & layer.dense_grad.is_finite().to(device)
+            bad |= ~sound.to(device) | layer.dense_grad.spoiled
         return not bool(sharding.any_rank(bad).any())
 
     def _update_layer(self, name: str, drop_fraction: float, state: list[Tensor]) -> LayerUpdate:
@@ -281,9 +309,10 @@ class SRigL:
 
     def _growth_scores(self, name: str, layer: CondensedLinear) -> Tensor:
         if self.config.grow == "gradient":
-            if layer.dense_grad.value is None:
+            dense = layer.dense_grad.dense()
+            if dense is None:
                 raise RuntimeError(f"layer {name}: no dense gradient was collected at its update step")
-            return layer.dense_grad.value
+            return dense
         generator = generator_for(self.config.seed, "grow", self.steps, name)
         scores = torch.rand(layer.out_features, layer.in_features, generator=generator)
         return scores.to(layer.weight.device)

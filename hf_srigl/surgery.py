@@ -168,7 +168,9 @@ def attach(model: nn.Module, config: SRigLConfig) -> None:
     model.quantization_method = "srigl"
     # Checkpoints are written under the module's own names: transformers' conversions would rename or merge tensors
     # that are no longer matrices, and the Trainer reads them back without converting.
-    model._weight_conversions = []
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and condensed_layers(module):  # a base model may be saved by itself
+            module._weight_conversions = []
     model.add_model_tags(["srigl", "sparse"])
 
 
@@ -183,9 +185,13 @@ def _detach(model: nn.Module) -> None:
     for module in model.modules():
         for attribute in ("srigl_config", "_ddp_params_and_buffers_to_ignore"):
             module.__dict__.pop(attribute, None)
-        if isinstance(module, PreTrainedModel) and "hf_quantizer" in module.__dict__:
+        if not isinstance(module, PreTrainedModel):
+            continue
+        module.__dict__.pop("_weight_conversions", None)
+        if getattr(getattr(module.config, "quantization_config", None), "quant_method", None) == "srigl":
+            del module.config.quantization_config  # T5's stacks have copies of the configuration
+        if "hf_quantizer" in module.__dict__:
             module.hf_quantizer.remove_quantization_config(module)
-            module.__dict__.pop("_weight_conversions", None)
             module.model_tags = [tag for tag in module.model_tags or [] if tag not in ("srigl", "sparse")] or None
 
 

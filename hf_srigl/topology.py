@@ -242,6 +242,50 @@ def update_mask(
     return kept | _largest_per_row(growth, ~kept, torch.where(stays, fan_in - per_row, 0))
 
 
+def decisive_positions(
+    mask: Tensor, grad: Tensor, *, budget: int, drop_fraction: float, min_salient: int | None = None
+) -> Tensor:
+    """The positions of a dense gradient that an update can depend on, whatever the weights will be: flat, ascending.
+
+    With ``pruned = grad`` there and zero elsewhere, ``update_mask(w, mask, pruned, ...) == update_mask(w, mask, grad,
+    ...)`` for every w. These are the active positions (a dropped weight may return), the candidates, and in each row as
+    many of the largest inactive ones as the fan-in can become. The fan-in is bounded because rows with enough
+    candidates stay in any case, and the others cannot all be short of kept weights. Kept instead of the dense gradient
+    until the weights are known, they take a fraction of its memory.
+
+    Args:
+        As for `update_mask`; `grad` must be finite.
+
+    Example:
+        >>> mask = torch.tensor([[True, False, False, False], [True, False, False, False]])
+        >>> grad = torch.tensor([[0.0, 3.0, 4.0, 5.0], [0.0, 1.0, 2.0, 0.0]])
+        >>> decisive_positions(mask, grad, budget=2, drop_fraction=0.5)
+        tensor([0, 3, 4, 6])
+    """
+    n_out, n_in = mask.shape
+    growth, inactive = _score(grad), ~mask
+    nnz = int(mask.count_nonzero())
+    n_drop = floor_count(drop_fraction * nnz)
+    candidates_at = _largest(growth, inactive, min(n_drop, n_out * n_in - nnz))
+    per_row = mask.sum(1)
+    if min_salient is None:
+        min_active = n_out
+    else:
+        candidates = torch.bincount(candidates_at // n_in, minlength=n_out)
+        stays = candidates >= min_salient
+        # How many kept weights the other rows can hold while each is one salient weight short of staying
+        short = torch.minimum(per_row, (min_salient - 1 - candidates).clamp(min=0))
+        room = int(torch.where(stays, per_row, short).sum())
+        gain = int(torch.where(stays, 0, per_row - short).max())
+        overflow = nnz - n_drop - room  # kept weights that must sit in rows which thereby stay
+        min_active = int(stays.sum()) + (-(-overflow // gain) if overflow > 0 and gain > 0 else 0)
+        min_active = max(min_active, -(-budget // n_in), 1)
+    max_fan_in = min(n_in, max(1, budget // min_active))
+    decisive = mask | _largest_per_row(growth, inactive, (n_in - per_row).clamp(max=max_fan_in))
+    decisive.view(-1)[candidates_at] = True
+    return decisive.view(-1).nonzero().squeeze(1)
+
+
 def _check_update(
     weight: Tensor, mask: Tensor, grad: Tensor, budget: int, drop_fraction: float, min_salient: int | None
 ) -> None:

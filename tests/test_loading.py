@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from zoo import BY_NAME, CONFIG, assert_same_tensors, condensed, expand, run, trained
 
-from hf_srigl import SparseTrainer, densify, sparsity_report
+import hf_srigl
+from hf_srigl import SparseTrainer, SRigLConfig, densify, sparsify, sparsity_report
 from hf_srigl.surgery import config_of
 
 AUTO = hf.AutoModelForSequenceClassification
@@ -207,6 +208,7 @@ BAD_TENSORS = {  # change, what the message must say besides file and layer
     "no slot used": (edit("indices", lambda t: t.fill_(-1)), ["0 slots", "13 rows"]),
     "indices are floats": (edit("indices", lambda t: t.float()), ["tensor indices", "int16", "float32"]),
     "indices are int64": (edit("indices", lambda t: t.long()), ["tensor indices", "int16", "int64"]),
+    "indices are int32": (edit("indices", lambda t: t.int()), ["tensor indices", "int16", "int32"]),
     "active is numbers": (edit("active", lambda t: t.to(torch.uint8)), ["tensor active", "bool", "uint8"]),
     "no weight": (drop(f"{LAYER}.weight"), ["tensor weight", "missing"]),
     "no indices": (drop(f"{LAYER}.indices"), ["tensor indices", "missing"]),
@@ -286,18 +288,52 @@ def test_mismatched_sizes_are_not_ignored_for_condensed_layers(folder):
         AUTO.from_pretrained(folder, ignore_mismatched_sizes=True)
 
 
-def test_damage_in_a_pickled_checkpoint_is_found_too(folder):
-    """Old habits: a pytorch_model.bin instead of safetensors."""
+def test_only_safetensors_files_are_read(folder):
+    """From anything else transformers would leave what is missing uninitialised, and nothing could be checked first."""
     tensors = load_file(folder / "model.safetensors")
+    with pytest.raises(ValueError, match="safetensors") as error:
+        hf.BertForSequenceClassification.from_pretrained(
+            None, config=hf.AutoConfig.from_pretrained(folder), state_dict=tensors
+        )
+    says(error, "state_dict")
     (folder / "model.safetensors").unlink()
     torch.save(tensors, folder / "pytorch_model.bin")
-    assert_same_tensors(AUTO.from_pretrained(folder), AUTO.from_pretrained(V1))
-    for change in (put(1, K), put(3, -1)):
-        broken = dict(tensors)
-        edit("indices", change)(broken)
-        torch.save(broken, folder / "pytorch_model.bin")
-        with pytest.raises(ValueError, match=LAYER):
-            AUTO.from_pretrained(folder)
+    with pytest.raises(ValueError, match="safetensors") as error:
+        AUTO.from_pretrained(folder)
+    says(error, folder / "pytorch_model.bin")
+
+
+def wide_bert():
+    """One layer with more inputs than int16 can address."""
+    sizes = {"vocab_size": 20, "hidden_size": 4, "num_hidden_layers": 1, "intermediate_size": 40_000}
+    torch.manual_seed(0)
+    model = hf.BertForSequenceClassification(hf.BertConfig(**sizes, num_attention_heads=1, max_position_embeddings=8))
+    return sparsify(model.eval(), SRigLConfig(sparsity=0.999, target_modules=["output.dense"]))
+
+
+def test_more_inputs_than_int16_can_address(tmp_path):
+    model = wide_bert()
+    layer = model.bert.encoder.layer[0].output.dense
+    assert layer.indices.max() > 32767
+    model.save_pretrained(tmp_path)
+    loaded = AUTO.from_pretrained(tmp_path)
+    assert loaded.bert.encoder.layer[0].output.dense.indices.dtype == torch.int32
+    assert_same_tensors(loaded, model)
+
+
+def test_indices_of_the_wrong_width_are_refused(tmp_path):
+    """int16 where the format says int32 would overflow at the first topology update."""
+    model, name = wide_bert(), "bert.encoder.layer.0.output.dense"
+    model.save_pretrained(tmp_path)
+
+    def narrow(tensors):
+        fan_in = tensors[f"{name}.indices"].numel() // 4
+        tensors[f"{name}.indices"] = torch.arange(fan_in, dtype=torch.int16).repeat(4)  # valid in all but the dtype
+
+    change_tensors(tmp_path, narrow)
+    with pytest.raises(ValueError, match=name) as error:
+        AUTO.from_pretrained(tmp_path)
+    says(error, tmp_path / "model.safetensors", "tensor indices", "int32", "int16")
 
 
 # --- the wrong model -------------------------------------------------------------------------------------------------
@@ -320,12 +356,16 @@ def test_a_model_of_another_size(folder):
     says(error, folder / "model.safetensors", "active", f"({N},)", "(12,)")
 
 
+def test_a_configuration_for_a_checkpoint_that_is_condensed_already(folder):
+    """It would have no effect, so it is refused."""
+    with pytest.raises(ValueError, match="SRigLConfig"):
+        AUTO.from_pretrained(folder, quantization_config=SRigLConfig(sparsity=0.5))
+
+
 def test_a_model_with_fewer_layers_loads_what_it_has(tmp_path):
     """Dense checkpoints can be cut like this; condensed ones too, as every layer stands for itself."""
     config = hf.BertConfig(**BY_NAME["bert"].config().to_dict() | {"num_hidden_layers": 2})
     torch.manual_seed(0)
-    from hf_srigl import sparsify
-
     model = sparsify(hf.BertForSequenceClassification(config), CONFIG)
     model.save_pretrained(tmp_path)
     cut = AUTO.from_pretrained(tmp_path, num_hidden_layers=1)
@@ -343,11 +383,7 @@ def test_a_model_with_more_layers_says_that_some_are_not_in_the_checkpoint(folde
 # --- state dicts -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [value for key, value in BAD_TENSORS.items() if "matrix" not in key],
-    ids=[key for key in BAD_TENSORS if "matrix" not in key],
-)
+@pytest.mark.parametrize(("change", "words"), BAD_TENSORS.values(), ids=BAD_TENSORS.keys())
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_corrupted_state_dict_is_refused_and_changes_nothing(change, words, strict):
     model = AUTO.from_pretrained(V1)
@@ -409,7 +445,8 @@ print("NOW", type(AutoModel.from_pretrained(sys.argv[1]).encoder.layer[0].output
 
 
 def test_without_hf_srigl_loading_fails_instead_of_giving_random_weights(tmp_path):
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    root = str(Path(hf_srigl.__file__).parents[1])  # for the last line, where the package is not installed
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     (tmp_path / "script.py").write_text(WITHOUT)
     done = subprocess.run(
         [sys.executable, str(tmp_path / "script.py"), str(V1)], capture_output=True, text=True, env=env, timeout=300

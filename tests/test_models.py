@@ -313,6 +313,14 @@ def test_condensing_while_loading_uses_every_part_of_the_configuration(tmp_path)
     assert "bert.pooler.dense" not in condensed(loaded)
 
 
+def test_condensing_while_loading_in_bfloat16(tmp_path):
+    case = BY_NAME["gpt2"]
+    case.build().save_pretrained(tmp_path)
+    loaded = case.auto.from_pretrained(tmp_path, quantization_config=CONFIG, dtype=torch.bfloat16)
+    assert {layer.weight.dtype for layer in condensed(loaded).values()} == {torch.bfloat16}
+    assert_same_tensors(loaded, sparsify(case.auto.from_pretrained(tmp_path, dtype=torch.bfloat16), CONFIG))
+
+
 def test_condensing_while_loading_from_headless_and_sharded_files(tmp_path):
     case = BY_NAME["bert"]
     case.build().base_model.save_pretrained(tmp_path, max_shard_size="12KB")
@@ -337,6 +345,29 @@ def test_another_task_head(saved):
     with torch.no_grad():
         y, expected = (m.base_model(**ids).last_hidden_state for m in (loaded, trained("bert")))
     assert torch.equal(y, expected)
+
+
+def test_the_encoder_of_t5(saved):
+    loaded = hf.T5EncoderModel.from_pretrained(saved("t5"))
+    assert len(condensed(loaded)) == 6
+    inputs = {k: v for k, v in BY_NAME["t5"].inputs().items() if not k.startswith("decoder")}
+    assert torch.equal(run(loaded, inputs), run(trained("t5").encoder, inputs))
+
+
+def test_variants_and_subfolders(tmp_path):
+    auto = BY_NAME["bert"].auto
+    trained("bert").save_pretrained(tmp_path / "inner", variant="sparse")
+    assert (tmp_path / "inner" / "model.sparse.safetensors").exists()
+    assert_same_tensors(auto.from_pretrained(tmp_path, subfolder="inner", variant="sparse"), trained("bert"))
+
+
+def test_a_model_cast_to_bfloat16_saves_and_loads_as_such(saved, tmp_path):
+    model = BY_NAME["bert"].auto.from_pretrained(saved("bert")).to(torch.bfloat16)
+    assert model.bert.pooler.dense.indices.dtype == torch.int16
+    model.save_pretrained(tmp_path)
+    loaded = BY_NAME["bert"].auto.from_pretrained(tmp_path)
+    assert loaded.dtype == torch.bfloat16
+    assert_same_tensors(loaded, model)
 
 
 def test_device_map(saved):
@@ -376,6 +407,19 @@ def test_back_to_a_plain_dense_model(case, how, saved, tmp_path):
     assert not condensed(again)
     assert_same_tensors(again, dense)
     assert_same_tensors(sparsify(dense, CONFIG), sparsify(again, CONFIG))  # and it can be made sparse once more
+
+
+def test_dequantize_after_saving(tmp_path):
+    """Saving writes the dtype into the configuration as text."""
+    model = copy.deepcopy(trained("gpt2"))
+    model.save_pretrained(tmp_path)
+    assert not condensed(model.dequantize())
+    assert_same_tensors(model, densify(copy.deepcopy(trained("gpt2"))))
+
+
+def test_dequantize_into_another_dtype(saved):
+    loaded = BY_NAME["bert"].auto.from_pretrained(saved("bert")).dequantize(torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
 
 
 # --- copies ----------------------------------------------------------------------------------------------------------

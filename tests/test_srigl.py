@@ -314,6 +314,36 @@ def test_a_bad_gradient_postpones_the_update_and_changes_nothing(bad):
     assert steps == [5, 8]  # made up for at once, then on schedule again
 
 
+def test_dense_gradients_are_pruned_once_complete_and_that_changes_nothing():
+    outcome = []
+    for prune in (True, False):
+        model = sparsify(mlp(), dataclasses.replace(CONFIG, sparsity=0.8, gamma_sal=0.3))
+        optimizer = optim.AdamW(model.parameters(), lr=0.05)
+        srigl = SRigL(model, optimizer, total_steps=40)
+        pruned = []
+        if not prune:  # never let it know how many passes to expect
+            arm = srigl._arm
+            srigl._arm = lambda passes=None, arm=arm: arm(None)
+
+        def look(layers=srigl.layers.values(), pruned=pruned):
+            pruned.append([layer.dense_grad.values is not None for layer in layers])
+
+        train(model, optimizer, srigl, batches(20, micro=2), before=look)
+        assert any(map(any, pruned)) == prune
+        outcome.append(model.state_dict())
+    assert all(torch.equal(outcome[0][name], outcome[1][name]) for name in outcome[0])
+
+
+def test_a_pass_too_many_after_pruning_postpones_the_update():
+    model = sparsify(mlp(), dataclasses.replace(CONFIG, gamma_sal=None))
+    optimizer = optim.AdamW(model.parameters(), lr=0.05)
+    srigl = SRigL(model, optimizer, total_steps=40)
+    steps = []
+    data = batches(3) + batches(9, micro=2)  # one micro-batch, and from step 4, an update step, two
+    train(model, optimizer, srigl, data, after=lambda r: steps.append(r.step) if r else None)
+    assert steps == [5, 8, 12]
+
+
 def test_one_bad_layer_postpones_all():
     model = sparsify(mlp(), CONFIG)
     optimizer = optim.SGD(model.parameters(), lr=0.0)
@@ -322,7 +352,8 @@ def test_one_bad_layer_postpones_all():
     before = [layer.mask() for layer in srigl.layers.values()]
     x, y = batches(1)[0][0]
     nn.functional.mse_loss(model(x), y).backward()
-    model[4].dense_grad.value[0, 0] = torch.nan
+    held = model[4].dense_grad
+    (held.values if held.value is None else held.value).view(-1)[0] = torch.nan
     assert srigl.step() is None
     assert all(torch.equal(a, layer.mask()) for a, layer in zip(before, srigl.layers.values(), strict=True))
 

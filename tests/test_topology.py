@@ -336,3 +336,30 @@ def test_rows_of_different_fan_in_are_refused():
         topology.to_condensed(table("XX. X.."), 3)
     with pytest.raises(ValueError, match="expected at most budget = 3 values, got 4"):
         topology.to_condensed(table("XX. XX."), 3)
+
+
+# --- pruning a dense gradient to what an update can depend on ---------------------------------------------------------
+
+
+def test_the_decisive_positions_decide_whatever_the_weights_are():
+    smaller = 0
+    for seed in range(400):
+        weight, mask, grad, options = random_case(seed)
+        positions = topology.decisive_positions(mask, grad, **options)
+        pruned = torch.zeros_like(grad)
+        pruned.view(-1)[positions] = grad.view(-1)[positions]
+        smaller += positions.numel() < grad.numel()
+        for trial in range(4):
+            other = torch.randn(weight.shape, generator=torch.Generator().manual_seed(trial)).to(weight.dtype)
+            other = [weight, other, other.abs().pow(8), torch.ones_like(other)][trial]
+            expected = update_mask(other, mask, grad, **options)
+            assert torch.equal(update_mask(other, mask, pruned, **options), expected), f"seed {seed}, trial {trial}"
+    assert smaller > 100
+
+
+def test_pruning_saves_most_of_the_memory_at_the_defaults():
+    mask = topology.random_mask((512, 256), 26, torch.Generator().manual_seed(0))
+    grad = torch.randn(512, 256)
+    for min_salient, share in ((None, 0.25), (7, 0.35)):
+        positions = topology.decisive_positions(mask, grad, budget=512 * 26, drop_fraction=0.3, min_salient=min_salient)
+        assert positions.numel() < share * mask.numel()
