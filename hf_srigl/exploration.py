@@ -10,21 +10,26 @@ class Explored:
     """One bit for each position of an (N, K) layer, and the count of set bits; bits are never cleared.
 
     Example:
-        >>> explored = Explored(torch.tensor([[True, False], [False, False]]))
-        >>> explored.add(torch.tensor([[True, True], [False, False]]))
+        >>> explored = Explored.of(torch.tensor([[True, False], [False, False]]))
+        >>> explored.add(torch.tensor([0, 1]))
         >>> explored.rate
         0.5
     """
 
-    def __init__(self, mask: Tensor) -> None:
-        self.size = mask.numel()
-        self.bits = torch.zeros(-(-self.size // 8), dtype=torch.uint8, device=mask.device)
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.size = size
+        self.bits = torch.zeros(-(-size // 8), dtype=torch.uint8, device=device)
         self.count = 0
-        self.add(mask)
 
-    def add(self, mask: Tensor) -> None:
-        """Mark the positions of `mask`, (N, K) bool, as tried."""
-        positions = mask.reshape(-1).nonzero().squeeze(1)
+    @classmethod
+    def of(cls, mask: Tensor) -> Explored:
+        """With the positions of `mask`, (N, K) bool, as all that was tried."""
+        explored = cls(mask.numel(), mask.device)
+        explored.add(mask.reshape(-1).nonzero().squeeze(1))
+        return explored
+
+    def add(self, positions: Tensor) -> None:
+        """Mark flat positions, int64, each at most once, as tried."""
         byte, bit = positions // 8, (1 << (positions % 8)).to(torch.uint8)
         new = (self.bits[byte] & bit) == 0
         self.bits.index_add_(0, byte[new], bit[new])  # the new bits of one byte differ, so adding is "or"

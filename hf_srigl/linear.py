@@ -174,10 +174,14 @@ class CondensedLinear(nn.Module):
         return topology.scatter(self.weight.detach(), self.indices, self.active, self.in_features)
 
     @torch.no_grad()
-    def rewire(self, new_mask: Tensor, carried: Iterable[Tensor] = ()) -> None:
+    def rewire(self, new_mask: Tensor, carried: Iterable[Tensor] = ()) -> Tensor:
         """Change the topology in place: weight, its gradient and every `carried` (B,) tensor (optimizer state) move.
 
         Each tensor t becomes ``gather_new(scatter_old(t))``: kept connections keep their value, grown ones start at 0.
+        Only slots are moved; no dense tensor is made but one of slot numbers.
+
+        Returns:
+            The flat positions that were grown, int64.
 
         Raises:
             ValueError: `new_mask` is no topology of this layer (as `topology.to_condensed`); nothing has changed then.
@@ -185,17 +189,19 @@ class CondensedLinear(nn.Module):
         Example:
             >>> weight = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
             >>> layer = CondensedLinear.from_dense(weight, weight != 0)
-            >>> layer.rewire(torch.tensor([[True, False], [True, False]])); layer.to_dense().tolist()
-            [[0.0, 0.0], [3.0, 0.0]]
+            >>> layer.rewire(torch.tensor([[True, False], [True, False]])), layer.to_dense().tolist()
+            (tensor([0]), [[0.0, 0.0], [3.0, 0.0]])
         """
         indices, active = topology.to_condensed(new_mask, self.budget)
         if not bool(active.any()):
             raise ValueError("the new mask leaves no neuron active")
+        came_from = topology.slot_sources((self.indices, self.active), (indices, active), self.in_features)
         for tensor in [self.weight.detach(), *([] if self.weight.grad is None else [self.weight.grad]), *carried]:
-            dense = topology.scatter(tensor, self.indices, self.active, self.in_features)
-            tensor.copy_(topology.gather(dense, indices, active))
+            tensor.copy_(torch.where(came_from >= 0, tensor[came_from], tensor.new_zeros(())))
         self.indices.copy_(indices)
         self.active.copy_(active)
+        positions = topology.slot_positions(indices, active, self.in_features)
+        return positions[(came_from < 0) & (indices >= 0)]
 
     def _load_from_state_dict(
         self,

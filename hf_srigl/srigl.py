@@ -139,7 +139,7 @@ class SRigL:
             self._offsets = dict(zip(self.trained, stagger_offsets(len(self.trained), self._interval), strict=True))
         for layer in layers.values():
             sharding.broadcast_topology(layer)
-        self._explored = {name: Explored(layer.mask()) for name, layer in layers.items()}
+        self._explored = {name: Explored.of(layer.mask()) for name, layer in layers.items()}
         self._postponed: list[str] = []
         self._arm()
 
@@ -284,10 +284,9 @@ class SRigL:
 
     def _update_layer(self, name: str, drop_fraction: float, state: list[Tensor]) -> LayerUpdate:
         layer = self.layers[name]
-        old = layer.mask()
         new = topology.update_mask(
             layer.to_dense(),
-            old,
+            layer.mask(),
             self._growth_scores(name, layer),
             budget=layer.budget,
             drop_fraction=drop_fraction,
@@ -295,14 +294,17 @@ class SRigL:
         )
         layer.dense_grad.stop()  # its memory goes before the next layer's turn
         sharding.broadcast_mask(new)
-        layer.rewire(new, state)
-        self._explored[name].add(new)
+        used = int((layer.indices >= 0).sum())
+        grown = layer.rewire(new, state)
+        self._explored[name].add(grown)
+        n_active = int(layer.active.sum())
+        used_now = int((layer.indices >= 0).sum())
         return LayerUpdate(
             name=name,
-            dropped=int((old & ~new).sum()),
-            grown=int((new & ~old).sum()),
-            fan_in=layer.fan_in,
-            active=int(layer.active.sum()),
+            dropped=used - (used_now - grown.numel()),
+            grown=grown.numel(),
+            fan_in=used_now // n_active,
+            active=n_active,
             neurons=layer.out_features,
             itop=self._explored[name].rate,
         )

@@ -73,6 +73,26 @@ def gather(dense: Tensor, indices: Tensor, active: Tensor) -> Tensor:
     return torch.where(indices >= 0, flat[positions.clamp(max=flat.shape[0] - 1)], flat.new_zeros(()))
 
 
+def slot_sources(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], in_features: int) -> Tensor:
+    """For each slot of the new topology the old slot of the same position, int64 (B,); -1 where there is none.
+
+    ``where(s >= 0, t[s], 0)`` equals ``gather(scatter(t, *old), *new)`` for every (B,) tensor t.
+
+    Args:
+        old, new: (indices (B,), active (N,)).
+
+    Example:
+        >>> everyone = torch.tensor([True, True])
+        >>> slot_sources((torch.tensor([0, 1, 1, 2]), everyone), (torch.tensor([1, 2, 0, 2]), everyone), in_features=3)
+        tensor([ 1, -1, -1,  3])
+    """
+    n_out, budget = old[1].shape[0], old[0].shape[0]
+    slot_at = torch.full((n_out * in_features + 1,), -1, dtype=torch.int32, device=old[0].device)
+    slot_at[slot_positions(*old, in_features)] = torch.arange(budget, dtype=torch.int32, device=old[0].device)
+    slot_at[-1] = -1  # where unused slots have written
+    return slot_at[slot_positions(*new, in_features)].long()
+
+
 def to_condensed(mask: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     """A mask (N, K) with constant fan-in -> (indices (budget,), active (N,)).
 
@@ -83,12 +103,12 @@ def to_condensed(mask: Tensor, budget: int) -> tuple[Tensor, Tensor]:
         >>> to_condensed(torch.tensor([[True, False, True], [False, False, False], [False, True, True]]), budget=5)
         (tensor([ 0,  2,  1,  2, -1], dtype=torch.int16), tensor([ True, False,  True]))
     """
-    per_row = mask.sum(1)
+    rows, columns = mask.nonzero().unbind(1)
+    per_row = torch.bincount(rows, minlength=mask.shape[0])
     active = per_row > 0
     fan_ins = per_row[active].unique()
     if fan_ins.numel() > 1:
         raise ValueError(f"expected one fan-in for all active rows, got {fan_ins.tolist()}")
-    columns = mask.nonzero()[:, 1]
     if columns.numel() > budget:
         raise ValueError(f"expected at most budget = {budget} values, got {columns.numel()}")
     indices = torch.full((budget,), -1, dtype=index_dtype(mask.shape[1]), device=mask.device)
@@ -211,6 +231,9 @@ def update_mask(
     _check_update(weight, mask, grad, budget, drop_fraction, min_salient)
     n_out, n_in = mask.shape
     magnitude, growth = _score(weight), _score(grad)
+    for name, largest in (("grad", growth.max()), ("weight", torch.where(mask, magnitude, 0).max())):
+        if not bool(torch.isfinite(largest)):  # the maximum of a tensor with a NaN is NaN
+            raise ValueError(f"{name} must be finite for a topology update, got NaN or inf")
 
     nnz = int(mask.count_nonzero())
     n_drop = floor_count(drop_fraction * nnz)
@@ -303,9 +326,6 @@ def _check_update(
         raise ValueError(f"drop_fraction must be in [0, 1], got {drop_fraction}")
     if min_salient is not None and min_salient < 1:
         raise ValueError(f"min_salient must be at least 1, or None to ablate nobody, got {min_salient}")
-    for name, largest in (("grad", grad.abs().max()), ("weight", torch.where(mask, weight, 0).abs().max())):
-        if not bool(torch.isfinite(largest)):  # the maximum of a tensor with a NaN is NaN
-            raise ValueError(f"{name} must be finite for a topology update, got NaN or inf")
 
 
 def _score(tensor: Tensor) -> Tensor:
