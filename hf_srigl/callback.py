@@ -114,10 +114,8 @@ class SRigLCallback(TrainerCallback):
         folders = [self.resume_from, args.resume_from_checkpoint, _checkpoint_folder(args, state)]
         for folder in folders:
             path = os.path.join(str(folder), STATE_FILE)
-            if folder and os.path.isfile(path):
-                load_state(srigl, path)
-                if srigl.steps == state.global_step:
-                    return
+            if folder and os.path.isfile(path) and load_state(srigl, path, state.global_step):
+                return
         srigl.resume_at(state.global_step)
         logger.warning_once(
             f"Resuming at step {state.global_step} without its {STATE_FILE}: the topology is that of the checkpoint, but "
@@ -131,12 +129,12 @@ def check_arguments(args: TrainingArguments) -> None:
     Raises:
         ValueError: DeepSpeed, FSDP, several GPUs in one process, or an optimizer whose state cannot move.
     """
-    if args.deepspeed:
+    if args.deepspeed or _launched_with("DEEPSPEED"):
         raise ValueError(
             "DeepSpeed cannot train a condensed model: it runs the optimizer inside backward and hides gradients; launch "
             "with torchrun (DDP) instead, a condensed model's gradients and optimizer state are small already"
         )
-    if args.fsdp:
+    if args.fsdp or _launched_with("FSDP"):
         raise ValueError(
             "FSDP cannot train a condensed model yet: parameters must be whole; launch with torchrun (DDP)"
         )
@@ -150,6 +148,11 @@ def check_arguments(args: TrainingArguments) -> None:
         raise ValueError(refusal)
 
 
+def _launched_with(plugin: str) -> bool:
+    """Whether `accelerate launch` was told to use a plugin that the TrainingArguments need not mention."""
+    return os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() in ("true", "1")
+
+
 def save_state(srigl: SRigL, path: str) -> None:
     """Write `SRigL.state_dict` as a safetensors file, whole or not at all."""
     state = srigl.state_dict()
@@ -159,18 +162,19 @@ def save_state(srigl: SRigL, path: str) -> None:
     os.replace(path + ".part", path)
 
 
-def load_state(srigl: SRigL, path: str) -> None:
-    """Load what `save_state` wrote.
+def load_state(srigl: SRigL, path: str, step: int) -> bool:
+    """Load what `save_state` wrote at `step`; False, and nothing is loaded, if the file is of another step.
 
     Raises:
         ValueError: the file is of a model with other condensed layers.
     """
     with safe_open(path, framework="pt") as reader:
         metadata = reader.metadata()
+        if int(metadata["steps"]) != step:
+            return False
         explored: dict[str, torch.Tensor] = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
-    srigl.load_state_dict(
-        {"steps": int(metadata["steps"]), "postponed": json.loads(metadata["postponed"]), "explored": explored}
-    )
+    srigl.load_state_dict({"steps": step, "postponed": json.loads(metadata["postponed"]), "explored": explored})
+    return True
 
 
 def _checkpoint_folder(args: TrainingArguments, state: TrainerState) -> str:

@@ -6,9 +6,11 @@ one named "srigl". `docs/format.md` describes the files.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from os import PathLike
+from types import MethodType
 from typing import Any
 
 import torch
@@ -101,6 +103,14 @@ class SRigLQuantizer(HfQuantizer):
 
     def is_serializable(self) -> bool:
         return True
+
+    def write_cards_of(self, model: PreTrainedModel) -> None:
+        """Let every upload of this model carry `card_section` in its README.md.
+
+        transformers offers no hook between writing a model card and uploading it, so the method that uploads is wrapped,
+        for this one object.
+        """
+        model._upload_modified_files = MethodType(_upload_modified_files, model)
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
         # Condensed checkpoints carry the module's own names; conversions are for dense matrices under older names.
@@ -206,6 +216,15 @@ def check_files(files: list[str], layers: Mapping[str, CondensedLinear], prefix:
             raise ValueError(
                 f"{file}: layer {name}: {problem}; the file is damaged or of another model: fetch it again"
             )
+
+
+def _upload_modified_files(
+    self: PreTrainedModel, working_dir: str | PathLike[str], repo_id: str, *args: Any, **kwargs: Any
+) -> Any:
+    card = os.path.join(working_dir, "README.md")
+    if os.path.isfile(card):
+        write_card(self, card, repo_id)
+    return type(self)._upload_modified_files(self, working_dir, repo_id, *args, **kwargs)
 
 
 CARD_START, CARD_END = "<!-- hf_srigl -->", "<!-- /hf_srigl -->"

@@ -9,6 +9,7 @@ from torch import Tensor, nn, optim
 _REFUSED_PACKAGES = {
     "galore_torch": "it projects two-dimensional gradients, and condensed weights have one dimension",
     "apollo_torch": "it projects two-dimensional gradients, and condensed weights have one dimension",
+    "deepspeed": "DeepSpeed runs the optimizer inside backward and hides gradients",
     "lomo_optim": "it updates weights inside the backward pass, before a dense gradient is complete",
 }
 _REFUSED_CLASSES = {
@@ -54,6 +55,8 @@ def check_optimizer(optimizer: optim.Optimizer, parameters: dict[str, nn.Paramet
     for cls in type(optimizer).__mro__:
         package = cls.__module__.split(".")[0]
         why = _REFUSED_PACKAGES.get(package) or _REFUSED_CLASSES.get(cls.__name__)
+        if "8bit" in cls.__name__.lower() or "4bit" in cls.__name__.lower():
+            why = "its 8-bit or 4-bit state is quantized in blocks that do not follow single weights"
         if why is not None:
             raise ValueError(f"{type(optimizer).__name__} cannot train a condensed model: {why}; {_WAY_OUT}")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -172,6 +172,7 @@ def attach(model: nn.Module, config: SRigLConfig) -> None:
         if isinstance(module, PreTrainedModel) and condensed_layers(module):  # a base model may be saved by itself
             module._weight_conversions = []
     model.add_model_tags(["srigl", "sparse"])
+    quantizer.write_cards_of(model)
 
 
 def _remember(model: nn.Module, config: SRigLConfig) -> None:
@@ -183,7 +184,7 @@ def _remember(model: nn.Module, config: SRigLConfig) -> None:
 
 def _detach(model: nn.Module) -> None:
     for module in model.modules():
-        for attribute in ("srigl_config", "_ddp_params_and_buffers_to_ignore"):
+        for attribute in ("srigl_config", "_ddp_params_and_buffers_to_ignore", "_upload_modified_files"):
             module.__dict__.pop(attribute, None)
         if not isinstance(module, PreTrainedModel):
             continue

@@ -1,5 +1,6 @@
 """What must never load silently wrong: damaged files, foreign files, versions; and what goes to the Hub."""
 
+import copy
 import json
 import os
 import re
@@ -503,11 +504,16 @@ def test_push_to_hub_of_a_model(uploads, tmp_path):
     assert set(uploads) == {"config.json", "model.safetensors", "README.md"}
     card = ModelCard(uploads["README.md"].decode())
     assert {"srigl", "sparse"} <= set(card.data.tags)
+    assert 'from_pretrained("somebody/tiny-sparse-bert")' in card.text
+    assert str(sparsity_report(model)) in card.text
     write(uploads, tmp_path)
     assert_same_tensors(AUTO.from_pretrained(tmp_path), model)
+    copy.deepcopy(model).push_to_hub("a-copy")
+    assert b'from_pretrained("somebody/a-copy")' in uploads["README.md"]
 
     uploads.clear()
     densify(AUTO.from_pretrained(tmp_path)).push_to_hub("tiny-dense-bert")
+    assert b"hf_srigl" not in uploads["README.md"]
     assert not {"srigl", "sparse"} & set(ModelCard(uploads["README.md"].decode()).data.tags or [])
     assert b"srigl" not in uploads["config.json"]
 
@@ -520,8 +526,9 @@ def test_push_to_hub_of_a_loaded_model_keeps_the_tags(uploads):
 def test_save_pretrained_with_push_to_hub(uploads, tmp_path):
     trained("bert").save_pretrained(tmp_path / "out", push_to_hub=True, repo_id="tiny")
     assert {"config.json", "model.safetensors"} <= set(uploads)
-    if "README.md" in uploads:
-        assert {"srigl", "sparse"} <= set(ModelCard(uploads["README.md"].decode()).data.tags)
+    card = ModelCard(uploads["README.md"].decode())
+    assert {"srigl", "sparse"} <= set(card.data.tags)
+    assert "import hf_srigl" in card.text
 
 
 def sparse_trainer(tmp_path, **kwargs):

@@ -531,6 +531,9 @@ def test_refusals_at_the_start():
         SRigL(model, optim.LBFGS(model.parameters()), total_steps=10)
     with pytest.raises(ValueError, match="Rprop cannot train a condensed model"):
         SRigL(model, optim.Rprop(model.parameters()), total_steps=10)
+    eight_bit = type("AdamW8bit", (optim.AdamW,), {})  # as bitsandbytes and torchao name theirs
+    with pytest.raises(ValueError, match="AdamW8bit cannot train a condensed model: its 8-bit or 4-bit state"):
+        SRigL(model, eight_bit(model.parameters()), total_steps=10)
     layer = CondensedLinear(4, 4, 4)
     with pytest.raises(ValueError, match="carries no SRigLConfig"):
         SRigL(layer, optim.SGD(layer.parameters()), total_steps=10)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -346,6 +347,26 @@ def test_optimizers_whose_state_cannot_move_are_refused_at_the_start(tmp_path, o
     args = training_args(tmp_path, optim=optim_name)
     with pytest.raises(ValueError, match="cannot train a condensed model"):
         Trainer(sparsify(tiny_bert(), CONFIG), args, train_dataset=Toy(), callbacks=[SRigLCallback()])
+
+
+@pytest.mark.parametrize("plugin", ["DEEPSPEED", "FSDP"])
+def test_plugins_of_accelerate_launch_are_refused(tmp_path, monkeypatch, plugin):
+    args = SimpleNamespace(deepspeed=None, fsdp=None, n_gpu=0, optim="sgd")
+    check_arguments(args)
+    monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
+    with pytest.raises(ValueError, match="cannot train a condensed model"):
+        check_arguments(args)
+
+
+def test_a_state_file_of_another_step_is_not_used(tmp_path):
+    trainer = make(tmp_path, save_strategy="steps", save_steps=4)
+    trainer.train()
+    shutil.copy(tmp_path / "checkpoint-8" / STATE_FILE, tmp_path / "checkpoint-4" / STATE_FILE)
+    resumed = make(tmp_path, save_strategy="steps", save_steps=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    itop = [[row["srigl/itop"] for row in t.state.log_history if "srigl/itop" in row] for t in (trainer, resumed)]
+    assert itop[1][0] == itop[0][0]  # from the checkpoint's own log
+    assert 0 < itop[1][1] < itop[0][1]  # counted anew, not from the later file
 
 
 def test_other_refusals_at_the_start(tmp_path):
