@@ -84,7 +84,7 @@ class SRigL:
 
     Call `step` right after every ``optimizer.step()`` and before gradients are zeroed. The step that updates a layer is
     known in advance, so the layer collects its dense gradient during exactly that step's backward passes (summed over
-    micro-batches). With several ranks (`torch.distributed` initialised) gradients are averaged over them and rank 0's
+    micro-batches). Layers that are frozen keep their topology. With several ranks (`torch.distributed` initialised) gradients are averaged over them and rank 0's
     topology is everybody's, from the construction of this object on.
 
     Args:
@@ -197,18 +197,17 @@ class SRigL:
 
     def _due(self, step: int) -> list[str]:
         """Names of the layers whose topology changes right after optimizer step `step`."""
-        return [
-            name
-            for name in self.trained
-            if name in self._postponed
-            or is_update_step(
+
+        def is_due(name: str) -> bool:
+            return name in self._postponed or is_update_step(
                 step,
                 interval=self._interval,
                 stop_updates_at=self.config.stop_updates_at,
                 total_steps=self.total_steps,
                 offset=self._offsets[name],
             )
-        ]
+
+        return [name for name, layer in self.trained.items() if layer.weight.requires_grad and is_due(name)]
 
     def _arm(self, passes: dict[str, int] | None = None) -> None:
         """Let the layers that are due at the next step collect their dense gradient in its backward passes.
@@ -278,8 +277,9 @@ class SRigL:
         bad = torch.zeros(1, dtype=torch.bool, device=device)
         for name in due:
             layer = self.layers[name]
-            sound = torch.isfinite(layer.weight.detach().abs().max()) & layer.dense_grad.is_finite().to(device)
-            bad |= ~sound.to(device) | layer.dense_grad.spoiled
+            for finite in (torch.isfinite(layer.weight.detach().abs().max()), layer.dense_grad.is_finite()):
+                bad |= ~finite.to(device)
+            bad |= layer.dense_grad.spoiled
         return not bool(sharding.any_rank(bad).any())
 
     def _update_layer(self, name: str, drop_fraction: float, state: list[Tensor]) -> LayerUpdate:

@@ -19,7 +19,7 @@ from transformers import (
 
 from conftest import Toy, tiny_bert, training_args
 from hf_srigl import SparseTrainer, SRigLCallback, SRigLConfig, SRigLTrainerMixin, sparsify, sparsity_report
-from hf_srigl.callback import STATE_FILE, check_arguments
+from hf_srigl.callback import STATE_FILE, check_arguments, logger
 from hf_srigl.surgery import condensed_layers, config_of
 
 CONFIG = SRigLConfig(sparsity=0.75, update_every=3, gamma_sal=1.0, drop_fraction=0.5)
@@ -256,13 +256,16 @@ def test_resuming_is_bit_identical(tmp_path, step, stock):
     assert [row for row in resumed.state.log_history if "srigl/itop" in row] == topology
 
 
-def test_resuming_without_the_state_file_says_what_is_lost(tmp_path, caplog):
+def test_resuming_without_the_state_file_says_what_is_lost(tmp_path, monkeypatch):
     trainer = make(tmp_path, save_strategy="steps", save_steps=4)
     trainer.train()
     os.remove(tmp_path / "checkpoint-4" / STATE_FILE)
     resumed = make(tmp_path, save_strategy="steps", save_steps=4)
-    with caplog.at_level("WARNING", logger="transformers"):
-        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    warnings = []
+    monkeypatch.setattr(logger, "warning_once", warnings.append)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert len(warnings) == 1
+    assert "Resuming at step 4 without its srigl_state.safetensors" in warnings[0]
     for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor)  # weights and topology are all there
 
