@@ -84,8 +84,8 @@ class SRigL:
 
     Call `step` right after every ``optimizer.step()`` and before gradients are zeroed. The step that updates a layer is
     known in advance, so the layer collects its dense gradient during exactly that step's backward passes (summed over
-    micro-batches). Layers that are frozen keep their topology. With several ranks (`torch.distributed` initialised) gradients are averaged over them and rank 0's
-    topology is everybody's, from the construction of this object on.
+    micro-batches). Layers that are frozen keep their topology. With several ranks (`torch.distributed` initialised)
+    gradients are averaged over them and rank 0's topology is everybody's, from the construction of this object on.
 
     Args:
         model: made by `hf_srigl.sparsify` or loaded condensed; wrapped (DDP, `torch.compile`) or not.
