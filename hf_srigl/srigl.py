@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn, optim
 
@@ -129,6 +130,8 @@ class SRigL:
         sharding.check_whole(layers)
         self.config, self.total_steps = config, total_steps
         self.optimizer = unwrap(optimizer)
+        # accelerate's optimizer knows which micro-batch is the last of its step
+        self._accumulation = optimizer.gradient_state if isinstance(optimizer, AcceleratedOptimizer) else None
         self.layers = layers
         self.trained = {name: layer for name, layer in layers.items() if layer.weight.requires_grad}
         check_optimizer(self.optimizer, {name: layer.weight for name, layer in self.trained.items()})
@@ -141,14 +144,16 @@ class SRigL:
             sharding.broadcast_topology(layer)
         self._explored = {name: Explored.of(layer.mask()) for name, layer in layers.items()}
         self._postponed: list[str] = []
+        for name, layer in self.trained.items():
+            layer.dense_grad.watch(layer.weight, functools.partial(self._gradient_arrives, name))
         self._arm()
 
     def step(self) -> UpdateReport | None:
         """Count one optimizer step and, if it is an update step, change the topology of the layers that are due.
 
         Weights, their gradients and the optimizer's state are moved in place. If a gradient or weight is NaN or inf on
-        any rank (an fp16 overflow, say), nothing is changed and the update is postponed to the next step. The same
-        happens after a backward pass more than in the step before, if the dense gradients were pruned already.
+        any rank (an fp16 overflow, say), nothing is changed and the update is postponed to the next step. Inside
+        accelerate's ``accumulate`` a call for any micro-batch but the last does nothing, as ``optimizer.step()`` then.
 
         Returns:
             What was changed, or None on ordinary and on postponed steps.
@@ -156,17 +161,19 @@ class SRigL:
         Raises:
             ValueError: the optimizer holds state that cannot follow a topology; nothing has changed then.
         """
+        if self._accumulation is not None and not self._accumulation.sync_gradients:
+            return None
         self.steps += 1
         due = self._due(self.steps)
-        passes = {name: layer.dense_grad.passes for name, layer in self.trained.items()}
         report = self._update(due) if due else None
-        self._arm(passes)
+        self._arm()
         return report
 
     def close(self) -> None:
         """Stop collecting dense gradients; the model can be used on without this object."""
         for layer in self.layers.values():
             layer.dense_grad.stop()
+            layer.dense_grad.watch(layer.weight, None)
 
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs beyond the model and the optimizer: the step, postponed updates, positions tried."""
@@ -209,23 +216,28 @@ class SRigL:
 
         return [name for name, layer in self.trained.items() if layer.weight.requires_grad and is_due(name)]
 
-    def _arm(self, passes: dict[str, int] | None = None) -> None:
-        """Let the layers that are due at the next step collect their dense gradient in its backward passes.
-
-        Args:
-            passes: backward passes of each layer in the last step. If the next step has as many, each dense gradient is
-                pruned to what its update needs as soon as it is complete. Other ranks' parts must be added first, so
-                only a single process can do so, and not after an update was postponed.
-        """
+    def _arm(self) -> None:
+        """Let the layers that are due at the next step collect their dense gradient in its backward passes."""
         due = self._due(self.steps + 1) if self.config.grow == "gradient" else []
-        prune = passes is not None and sharding.world_size() == 1 and not self._postponed
         for name, layer in self.layers.items():
-            if name not in due:
-                layer.dense_grad.stop()
-            elif prune and passes is not None:
-                layer.dense_grad.start(passes[name], functools.partial(self._decisive, name, self.steps + 1))
-            else:
+            if name in due:
                 layer.dense_grad.start()
+            else:
+                layer.dense_grad.stop()
+
+    def _gradient_arrives(self, name: str, gradient: Tensor) -> None:
+        """Called when a backward pass has the whole gradient of a layer's weight, just before it is accumulated.
+
+        If this is known to be the last pass of the step, the dense gradient is pruned at once. With several ranks the
+        others' parts must be added first, so it stays whole.
+        """
+        layer = self.layers[name]
+        if not layer.dense_grad.wanted:
+            return
+        layer.dense_grad.commit(afresh=layer.weight.grad is None)
+        is_last = self._accumulation is not None and self._accumulation.sync_gradients
+        if is_last and sharding.world_size() == 1:
+            layer.dense_grad.prune(functools.partial(self._decisive, name, self.steps + 1))
 
     def _decisive(self, name: str, step: int, gradient: Tensor) -> Tensor:
         layer = self.layers[name]
@@ -259,7 +271,7 @@ class SRigL:
         """Average the dense gradients over ranks; returns the layers that took part in a backward pass anywhere."""
         gradients = {name: self.layers[name].dense_grad for name in due}
         device = self.layers[due[0]].weight.device
-        flags = [gradient.seen or gradient.spoiled for gradient in gradients.values()]
+        flags = [gradient.seen for gradient in gradients.values()]
         seen = sharding.any_rank(torch.tensor(flags, device=device))
         used = [name for name, was_seen in zip(due, seen.tolist(), strict=True) if was_seen]
         for name in used if sharding.world_size() > 1 else []:
@@ -279,7 +291,6 @@ class SRigL:
             layer = self.layers[name]
             for finite in (torch.isfinite(layer.weight.detach().abs().max()), layer.dense_grad.is_finite()):
                 bad |= ~finite.to(device)
-            bad |= layer.dense_grad.spoiled
         return not bool(sharding.any_rank(bad).any())
 
     def _update_layer(self, name: str, drop_fraction: float, state: list[Tensor]) -> LayerUpdate:

@@ -256,6 +256,30 @@ def test_resuming_is_bit_identical(tmp_path, step, stock):
     assert [row for row in resumed.state.log_history if "srigl/itop" in row] == topology
 
 
+@pytest.mark.parametrize("step", [3, 4, 5])
+def test_resuming_is_bit_identical_with_uneven_accumulation_and_pruned_gradients(tmp_path, step):
+    """Ten batches an epoch in steps of four, four and two; at 90 % and without ablation dense gradients are pruned."""
+
+    def build():
+        return SparseTrainer(
+            model=tiny_bert(),
+            args=training_args(
+                tmp_path, max_steps=10, gradient_accumulation_steps=4, save_strategy="steps", save_steps=step,
+                learning_rate=5e-3,
+            ),
+            train_dataset=Toy(40),
+            srigl_config=SRigLConfig(sparsity=0.9, update_every=4, gamma_sal=None, stop_updates_at=1.0),
+        )  # fmt: skip
+
+    whole = build()
+    whole.train()
+    resumed = build()
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert updates(whole) == updates(resumed) == [4, 8]
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+
+
 def test_resuming_without_the_state_file_says_what_is_lost(tmp_path, monkeypatch):
     trainer = make(tmp_path, save_strategy="steps", save_steps=4)
     trainer.train()

@@ -13,80 +13,118 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 _handles = itertools.count(1)
 _alive: weakref.WeakValueDictionary[int, DenseGradient] = weakref.WeakValueDictionary()
 
 
 class DenseGradient:
-    """The sum over backward passes of one layer's ``gy^T x``, (N, K), while `wanted`; float32 or wider.
+    """The sum of one layer's ``gy^T x``, (N, K), over the backward passes that reach its ``weight.grad``; float32 or wider.
 
-    Told how many passes to expect, it keeps only what the update can depend on as soon as the last one is in, so that
-    the dense gradients of all layers need not exist together. A pass too many then spoils the collection.
+    What the backward operator adds is pending until the layer's weight receives its gradient in the same backward pass;
+    then `commit` makes it count. So a pass whose gradients are zeroed or never accumulated (a skipped batch,
+    `torch.autograd.grad`) does not end up in a topology. `prune` keeps only what an update can depend on, so that the
+    dense gradients of all layers need not exist together.
 
     Copies (`copy.deepcopy`, pickle) start empty and under a handle of their own, so that a copied layer never writes
     into the collection of its original.
 
-    Attributes:
-        passes: backward passes of the layer since the last `start` or `stop`, collected or not.
-        spoiled: a pass came after the collection was thought complete; nothing is left of it.
-
     Example:
         >>> gradient = DenseGradient()
-        >>> gradient.start(); gradient.add(torch.ones(2, 3)); gradient.add(torch.ones(2, 3))
+        >>> gradient.start(); gradient.add(torch.ones(2, 3)); gradient.commit(afresh=True)
+        >>> gradient.add(torch.ones(2, 3)); gradient.commit(afresh=False)
         >>> gradient.dense()[0, 0]
         tensor(2.)
     """
 
-    _decisive: Callable[[Tensor], Tensor] | None
     value: Tensor | None  # the dense gradient, or once it is pruned ...
     positions: Tensor | None  # ... the flat positions kept, (P,), and
     values: Tensor | None  # ... the gradient there, (P,)
     shape: torch.Size | None
+    pending: Tensor | None  # of the backward pass in progress
 
     def __init__(self) -> None:
         number = next(_handles)
         self.handle = torch.tensor(number, device="cpu")  # 0-d int64; never on meta, whatever the context
+        self._hook: RemovableHandle | None = None
         self.stop()
         _alive[number] = self
 
     def __reduce__(self) -> tuple[type[DenseGradient], tuple[()]]:
         return DenseGradient, ()
 
-    def start(self, expected_passes: int = 0, decisive: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Forget what was collected and collect from now on.
+    def watch(self, weight: Tensor, arrives: Callable[[Tensor], None] | None) -> None:
+        """Have `arrives` called whenever a backward pass has the whole gradient of `weight`; None: no longer.
 
-        Args:
-            expected_passes: backward passes after which the collection is complete; 0 if that is not known.
-            decisive: complete (N, K) gradient -> flat positions that are worth keeping.
+        There is one such call at most: a new one takes the place of that of an earlier, perhaps failed, training.
         """
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = None if arrives is None else weight.register_hook(arrives)
+
+    def start(self) -> None:
+        """Forget what was collected and collect from now on."""
         self.stop()
         self.wanted = True
-        self._expected_passes, self._decisive = expected_passes, decisive
 
     def stop(self) -> None:
         """Forget what was collected and collect no more."""
-        self.wanted = self.spoiled = False
-        self.passes = self._expected_passes = 0
-        self._decisive = self.value = self.positions = self.values = self.shape = None
+        self.wanted = False
+        self.pending = self.value = self.positions = self.values = self.shape = None
+        self._backward_pass: int | None = None
 
     @property
     def seen(self) -> bool:
-        """Whether there is anything: the layer took part in a backward pass."""
+        """Whether there is anything: the layer took part in a backward pass that counts."""
         return self.value is not None or self.values is not None
 
     def add(self, dense: Tensor) -> None:
-        """Add one backward pass's dense gradient, (N, K); the tensor must not be used by the caller afterwards."""
-        if self.values is not None or self.spoiled:
-            self.positions = self.values = None
-            self.spoiled = True
-            return
-        if self.value is None:
-            self.value = dense if dense.dtype in (torch.float32, torch.float64) else dense.float()
+        """Add the dense gradient (N, K) of one use of the layer; the tensor must not be used by the caller afterwards."""
+        backward_pass = torch._C._current_graph_task_id()
+        if backward_pass != self._backward_pass:
+            self.pending, self._backward_pass = None, backward_pass  # what an earlier pass has left never arrived
+        dense = dense if dense.dtype in (torch.float32, torch.float64) else dense.float()
+        if self.pending is None:
+            self.pending = dense
         else:
-            self.value += dense
-        if self.passes == self._expected_passes and self._decisive is not None:
-            self._prune(self.value, self._decisive)
+            self.pending += dense
+
+    def commit(self, afresh: bool) -> None:
+        """The weight receives its gradient: count what is pending.
+
+        Args:
+            afresh: gradients were zeroed since the last commit, so what was committed before does not count.
+        """
+        if self.pending is None:
+            return
+        if afresh:
+            self.value = self.positions = self.values = None
+        if self.values is not None:
+            raise RuntimeError(
+                "a backward pass followed the last one of the optimizer step, as accelerate announced it"
+            )
+        if self.value is None:
+            self.value = self.pending
+        else:
+            self.value += self.pending
+        self.pending = None
+
+    def prune(self, decisive: Callable[[Tensor], Tensor]) -> None:
+        """The collection is complete: keep only what an update can depend on, if that is smaller.
+
+        Args:
+            decisive: complete (N, K) gradient -> flat positions that are worth keeping.
+        """
+        if self.value is None or not bool(self.is_finite()):
+            return  # if it is not finite, the update will be postponed
+        positions = decisive(self.value)
+        positions = positions.int() if self.value.numel() < 2**31 else positions
+        kept_bytes = positions.numel() * (positions.element_size() + self.value.element_size())
+        if kept_bytes < self.value.numel() * self.value.element_size():
+            self.positions, self.shape = positions, self.value.shape
+            self.values = self.value.view(-1)[positions.long()]
+            self.value = None
 
     def dense(self) -> Tensor | None:
         """The collected gradient, (N, K), with zeros where pruning left nothing; None if there is none."""
@@ -101,21 +139,8 @@ class DenseGradient:
         held = self.values if self.value is None else self.value
         return torch.tensor(True) if held is None else torch.isfinite(held.abs().max())
 
-    def _prune(self, value: Tensor, decisive: Callable[[Tensor], Tensor]) -> None:
-        if not bool(self.is_finite()):
-            return  # the update will be postponed
-        positions = decisive(value)
-        positions = positions.int() if value.numel() < 2**31 else positions
-        kept_bytes = positions.numel() * (positions.element_size() + value.element_size())
-        if kept_bytes < value.numel() * value.element_size():
-            self.positions, self.values, self.shape = positions, value.view(-1)[positions.long()], value.shape
-            self.value = None
 
-
-def note_pass(handle: Tensor) -> DenseGradient | None:
-    """Count a backward pass of the layer with this handle; its `DenseGradient` if it is collecting, else None."""
+def collection(handle: Tensor) -> DenseGradient | None:
+    """The live `DenseGradient` of this handle if it is collecting, else None."""
     gradient = _alive.get(int(handle))
-    if gradient is None:
-        return None
-    gradient.passes += 1
-    return gradient if gradient.wanted else None
+    return gradient if gradient is not None and gradient.wanted else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_srigl.ops.collect import note_pass
+from hf_srigl.ops.collect import collection
 from hf_srigl.topology import gather, scatter
 
 
@@ -50,7 +50,7 @@ def backward(
     if need_weight:
         dense_grad = grad_rows.t() @ rows  # (N, K)
         grad_weight = gather(dense_grad, indices, active)
-        collecting = note_pass(handle)
+        collecting = collection(handle)
         if collecting is not None:
             collecting.add(dense_grad)
     return grad_x, grad_weight
