@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from common import batch, bert_stack, write
 from torch import nn, optim
 
@@ -38,7 +39,7 @@ def condensed_bytes(config: SRigLConfig) -> tuple[int, int, int, str]:
     step, where also the most that exists at any moment of the backward pass is recorded.
     """
     model = sparsify(bert_stack(), config)
-    optimizer = optim.AdamW(model.parameters())
+    optimizer = Accelerator(cpu=True).prepare(optim.AdamW(model.parameters()))  # as the Trainer does
     srigl = SRigL(model, optimizer, total_steps=100)
     between = at_update = 0
     for step in range(1, 5):

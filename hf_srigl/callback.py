@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn, optim
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from hf_srigl.optimizers import refused_by_name
 from hf_srigl.srigl import SRigL, UpdateReport
+from hf_srigl.surgery import hide_topology_from_ddp
 
 logger = logging.get_logger(__name__)
 
@@ -56,8 +57,11 @@ class SRigLCallback(TrainerCallback):
         self.resume_from: str | None = None  # set by the trainer mixin; a stock Trainer does not tell
         self._unlogged: UpdateReport | None = None
 
-    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
         check_arguments(args)
+        hide_topology_from_ddp(model)  # which may hold a sparse model, as PEFT's does
 
     def on_train_begin(
         self,
@@ -166,14 +170,20 @@ def load_state(srigl: SRigL, path: str, step: int) -> bool:
     """Load what `save_state` wrote at `step`; False, and nothing is loaded, if the file is of another step.
 
     Raises:
-        ValueError: the file is of a model with other condensed layers.
+        ValueError: the file is damaged, or of a model with other condensed layers.
     """
-    with safe_open(path, framework="pt") as reader:
-        metadata = reader.metadata()
-        if int(metadata["steps"]) != step:
-            return False
-        explored: dict[str, torch.Tensor] = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
-    srigl.load_state_dict({"steps": step, "postponed": json.loads(metadata["postponed"]), "explored": explored})
+    try:
+        with safe_open(path, framework="pt") as reader:
+            metadata = reader.metadata() or {}
+            if int(metadata["steps"]) != step:
+                return False
+            explored: dict[str, torch.Tensor] = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+        srigl.load_state_dict({"steps": step, "postponed": json.loads(metadata["postponed"]), "explored": explored})
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged or of another model ({error}); delete it to resume without it, which loses the ITOP rate "
+            "and an update postponed at that step"
+        ) from error
     return True
 
 

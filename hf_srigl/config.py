@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -102,7 +103,10 @@ class SRigLConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for name in ("target_modules", "exclude_modules"):
-            _check_names(name, getattr(self, name))
+            value = getattr(self, name)
+            _check_names(name, value)
+            if isinstance(value, tuple):
+                object.__setattr__(self, name, list(value))  # as JSON gives it back
         never_ablate = () if self.never_ablate is None else self.never_ablate
         if isinstance(never_ablate, str):
             raise ValueError(f"never_ablate must be a list of name suffixes, got the string {never_ablate!r}")
@@ -192,7 +196,12 @@ def _check_number(name: str, value: Any, expected: str, accept: Any) -> None:
 
 
 def _check_names(name: str, value: Sequence[str] | str | None) -> None:
-    if value is None or isinstance(value, str):
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{name} must be a valid regular expression, got {value!r}: {error}") from error
         return
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
+    names = [] if value is None else value
+    if not isinstance(names, list | tuple) or not all(isinstance(item, str) and item for item in names):
         raise ValueError(f"{name} must be a list of non-empty names or one regular expression, got {value!r}")

@@ -213,6 +213,12 @@ def check_files(files: list[str], layers: Mapping[str, CondensedLinear], prefix:
         problem = layer.problem_with(**tensors)
         if problem is not None:
             file = ", ".join(dict.fromkeys(seen)) or ", ".join(map(str, files))
+            weight = tensors["weight"]
+            if weight is not None and weight.ndim == 2:
+                raise ValueError(
+                    f"{file}: layer {name}: tensor weight: expected {layer.budget} condensed values, as config.json says, "
+                    f"found a dense {tuple(weight.shape)} matrix; delete quantization_config from config.json to load it"
+                )
             raise ValueError(
                 f"{file}: layer {name}: {problem}; the file is damaged or of another model: fetch it again"
             )

@@ -30,7 +30,7 @@ def live_bytes(model: nn.Module, optimizer: optim.Optimizer) -> int:
         tensors += [value for value in state.values() if isinstance(value, Tensor)]
     for layer in condensed_layers(model).values():
         collected = layer.dense_grad
-        tensors += [collected.value, collected.positions, collected.values]
+        tensors += [collected.pending, collected.value, collected.positions, collected.values]
     return _bytes(tensor for tensor in tensors if tensor is not None)
 
 

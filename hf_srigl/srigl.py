@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from hf_srigl.optimizers import check_optimizer, movable_state, unwrap
 from hf_srigl.schedule import drop_fraction_at, floor_count, is_update_step, stagger_offsets, update_interval
 from hf_srigl.surgery import condensed_layers, config_of, generator_for
 from hf_srigl.targets import may_ablate
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,10 @@ class SRigL:
             odd = sorted(set(state["explored"]) ^ set(self._explored))
             raise ValueError(f"the SRigL state is of another model: condensed layers differ in {', '.join(odd[:5])}")
         for name, bits in state["explored"].items():
-            self._explored[name].load(bits)
+            try:
+                self._explored[name].load(bits)
+            except ValueError as error:
+                raise ValueError(f"the SRigL state is of another model: layer {name}: {error}") from error
         self.resume_at(state["steps"], state["postponed"])
 
     def resume_at(self, steps: int, postponed: list[str] | None = None) -> None:
@@ -261,7 +267,13 @@ class SRigL:
         state = {name: movable_state(self.optimizer, name, self.layers[name].weight) for name in due}
         if self.config.grow == "gradient":
             due = self._reduce_gradients(due)
+        again = bool(self._postponed)
         self._postponed = [] if self._all_sound(due) else due
+        if self._postponed and again:
+            logger.warning(
+                "step %d: the topology update is postponed again, since gradients or weights of some layer are NaN or inf",
+                self.steps,
+            )
         if self._postponed or not due:
             return None
         drop_fraction = self._drop_fraction(self.steps)

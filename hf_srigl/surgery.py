@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +27,8 @@ def sparsify(model: nn.Module, config: SRigLConfig) -> nn.Module:
     """Make the target layers of `model` condensed, in place, and return the model.
 
     A Hugging Face model also learns how to save and load its condensed form: `save_pretrained`, `from_pretrained`,
-    `Trainer` checkpoints and `push_to_hub` work as before. Create the optimizer after this call.
+    `Trainer` checkpoints and `push_to_hub` work as before. Call it on the model that you will save, not on a part of it:
+    to sparsify a part, use `target_modules`. Create the optimizer after this call.
 
     Args:
         model: any module; which layers are targets is told by `hf_srigl.targets.find_targets`.
@@ -44,6 +47,8 @@ def sparsify(model: nn.Module, config: SRigLConfig) -> nn.Module:
           (2): Linear(in_features=30, out_features=2, bias=True)
         )
     """
+    if not isinstance(config, SRigLConfig):
+        raise TypeError(f"config must be an SRigLConfig, got {type(config).__name__}: SRigLConfig(**options)")
     already = list(condensed_layers(model))
     if already:
         raise ValueError(
@@ -60,6 +65,8 @@ def sparsify(model: nn.Module, config: SRigLConfig) -> nn.Module:
             raise ValueError(f"layer {name}: expected finite weights, found NaN or inf; load a sound checkpoint")
     for name, module in targets.items():
         _replace(model, module, _condense(name, module, fan_ins[name], config))
+    for part in _outermost_pretrained(model):
+        _give_own_config(part)
     attach(model, config)
     return model
 
@@ -84,6 +91,8 @@ def densify(model: nn.Module) -> nn.Module:
     layers = condensed_layers(model)
     if not layers:
         raise ValueError("the model has no condensed layer: nothing to densify")
+    if "" in layers:
+        raise ValueError("the model is itself the condensed layer: put it into a module, or use its to_dense()")
     for layer in layers.values():
         _replace(model, layer, _expand(layer))
     _detach(model)
@@ -150,13 +159,16 @@ def insert_empty(model: nn.Module, budgets: Mapping[str, int], config: SRigLConf
 
 
 def attach(model: nn.Module, config: SRigLConfig) -> None:
-    """Let the model carry its configuration and, if it is a `PreTrainedModel`, the way to save and load it.
+    """Let the model carry its configuration and, where it is or holds a `PreTrainedModel`, the way to save and load it.
 
     Attaching the quantizer here and not when saving matters: the Trainer's own checkpoints then load through AutoModel.
     """
     _remember(model, config)
-    if not isinstance(model, PreTrainedModel):
-        return
+    for part in _outermost_pretrained(model):
+        _attach_format(part, config)
+
+
+def _attach_format(model: PreTrainedModel, config: SRigLConfig) -> None:
     layers = {name: layer.budget for name, layer in condensed_layers(model).items()}
     quantizer = AutoHfQuantizer.from_config(
         {"quant_method": "srigl", "format_version": FORMAT_VERSION, "layers": layers, **config.to_dict()},
@@ -175,9 +187,42 @@ def attach(model: nn.Module, config: SRigLConfig) -> None:
     quantizer.write_cards_of(model)
 
 
+def _outermost_pretrained(model: nn.Module) -> list[PreTrainedModel]:
+    """The `PreTrainedModel`s with condensed layers that are in no other one: the model itself, or what a wrapper holds."""
+    found: list[tuple[str, PreTrainedModel]] = []
+    for name, module in model.named_modules():
+        inside = any(not outer or name.startswith(f"{outer}.") for outer, _ in found)
+        if isinstance(module, PreTrainedModel) and not inside and condensed_layers(module):
+            found.append((name, module))
+    return [module for _, module in found]
+
+
+def _give_own_config(model: PreTrainedModel) -> None:
+    """Copy the model's config, which other models may share: the sparse one is about to say so in its own."""
+    copies: dict[int, Any] = {}
+    copy.deepcopy(model.config, copies)
+    for module in model.modules():
+        shared = module.__dict__.get("config")
+        if shared is not None and id(shared) in copies:
+            module.__dict__["config"] = copies[id(shared)]
+
+
 def _remember(model: nn.Module, config: SRigLConfig) -> None:
     model.__dict__["srigl_config"] = config
-    # DDP would broadcast these buffers at every forward, and gloo and NCCL know no int16; SRigL synchronises them.
+    hide_topology_from_ddp(model)
+
+
+def hide_topology_from_ddp(model: nn.Module) -> None:
+    """Tell DistributedDataParallel, about to wrap `model`, to leave the topology buffers alone; `SRigL` synchronises them.
+
+    It would broadcast them at every forward pass, and neither gloo nor NCCL knows int16. `sparsify` and the Trainers call
+    this; call it yourself on a module of your own that holds a sparse model, before wrapping that in DDP.
+
+    Example:
+        >>> outer = nn.Sequential(sparsify(nn.Sequential(nn.Linear(8, 8)), SRigLConfig()))
+        >>> hide_topology_from_ddp(outer); outer._ddp_params_and_buffers_to_ignore
+        ['0.0.indices', '0.0.active']
+    """
     ignored = [f"{name}.{buffer}" for name in condensed_layers(model) for buffer in ("indices", "active")]
     model.__dict__["_ddp_params_and_buffers_to_ignore"] = ignored
 
@@ -215,8 +260,7 @@ def _condense(name: str, module: nn.Linear | Conv1D, fan_in: int, config: SRigLC
     bias = None if module.bias is None else module.bias.detach()
     layer = CondensedLinear.from_dense(weight, mask, bias, budget=n_out * fan_in, transposed=isinstance(module, Conv1D))
     layer.weight.requires_grad_(module.weight.requires_grad)
-    if layer.bias is not None:
-        layer.bias.requires_grad_(module.bias.requires_grad)
+    layer.bias = module.bias  # the same object: it may be tied
     return layer.train(module.training)
 
 
@@ -230,8 +274,7 @@ def _expand(layer: CondensedLinear) -> nn.Linear | Conv1D:
             module = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
     dense = dense.t().contiguous() if layer.transposed else dense.clone()
     module.weight = nn.Parameter(dense, requires_grad=layer.weight.requires_grad)
-    if layer.bias is not None:
-        module.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=layer.bias.requires_grad)
+    module.bias = layer.bias
     return module.train(layer.training)
 
 

@@ -107,15 +107,21 @@ def find_targets(model: nn.Module, config: SRigLConfig) -> dict[str, nn.Linear |
         ['body']
     """
     linears = {name: m for name, m in model.named_modules() if type(m) in (nn.Linear, Conv1D)}
+    if "" in linears:
+        raise ValueError(
+            "the model is itself the layer to replace; put it into a module, or use CondensedLinear.from_dense"
+        )
     unsupported = _unsupported(model)
+    everything = [name for name, _ in model.named_modules()]
+    for option in ("exclude_modules", "never_ablate"):
+        _check_each_pattern_used(option, getattr(config, option), everything, linears)
     if config.target_modules is None:
         heads = _heads(model)
         found = {n: m for n, m in linears.items() if n not in heads and n not in unsupported}
     else:
         modules = dict(model.named_modules())
         named = [name for name in modules if name and matches(name, config.target_modules)]
-        if not isinstance(config.target_modules, str):
-            _check_each_pattern_used(config.target_modules, named, linears)
+        _check_each_pattern_used("target_modules", config.target_modules, named, linears)
         excluded = [name for name in named if matches(name, config.exclude_modules)]
         for name in named:
             if name in unsupported and name not in excluded:
@@ -142,6 +148,10 @@ def find_targets(model: nn.Module, config: SRigLConfig) -> dict[str, nn.Linear |
     for name, module in found.items():
         if module.weight.is_meta:
             raise ValueError(f"layer {name} has no data (meta device): load the model's weights before sparsify()")
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            raise ValueError(
+                f"layer {name} has hooks, which would be lost: remove them, or register them after sparsify()"
+            )
         if "_hf_hook" in module.__dict__:
             raise ValueError(
                 f"layer {name} is managed by accelerate (device_map over several devices): sparsify the model on one "
@@ -150,12 +160,15 @@ def find_targets(model: nn.Module, config: SRigLConfig) -> dict[str, nn.Linear |
     return found
 
 
-def _check_each_pattern_used(patterns: Sequence[str], named: list[str], linears: dict[str, nn.Module]) -> None:
-    for pattern in patterns:
+def _check_each_pattern_used(
+    option: str, patterns: Sequence[str] | str | None, named: list[str], linears: dict[str, nn.Linear | Conv1D]
+) -> None:
+    """A name in a list that matches nothing is a typing error; a regular expression may well match nothing."""
+    for pattern in patterns if isinstance(patterns, list | tuple) else []:
         if not any(matches(name, [pattern]) for name in named):
             could = sorted({name.rsplit(".", 1)[-1] for name in linears})
             raise ValueError(
-                f"target_modules names {pattern!r}, which no layer matches; last names of linear layers: {could}"
+                f"{option} names {pattern!r}, which no layer matches; last names of linear layers: {could}"
             )
 
 
@@ -172,6 +185,10 @@ def _unsupported(model: nn.Module) -> dict[str, str]:
             others = ", ".join(n for n in names if n != name)
             reasons[name] = f"its weight is tied to {others}"
     for name, module in model.named_modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            for child in ("linear1", "linear2"):
+                why = "nn.TransformerEncoderLayer reads its weight as a matrix in evaluation"
+                reasons[f"{name}.{child}".strip(".")] = why
         if isinstance(module, nn.MultiheadAttention):
             for child, _ in module.named_modules():
                 reasons[f"{name}.{child}".strip(".")] = "nn.MultiheadAttention reads its children's weights as matrices"
@@ -182,7 +199,12 @@ def _unsupported(model: nn.Module) -> dict[str, str]:
                 continue
             why = f"{family} reads its weight as a matrix instead of calling the layer"
             reasons.setdefault(f"{name}.{child}".strip("."), why)
-        if isinstance(module, nn.Linear | Conv1D) and type(module) not in (nn.Linear, Conv1D):
+        if type(module) in (nn.Linear, Conv1D):
+            if "weight" not in module._parameters:
+                reasons.setdefault(name, "its weight is computed from other tensors (weight norm, pruning)")
+            if any(part.startswith("lora_") for part in name.split(".")):
+                reasons.setdefault(name, "it is a LoRA adapter; sparsify the model first and add adapters afterwards")
+        elif isinstance(module, nn.Linear | Conv1D):
             reasons.setdefault(name, f"{type(module).__name__} is a linear layer of its own kind")
     return reasons
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, Trainer
 from hf_srigl.callback import SRigLCallback, check_arguments
 from hf_srigl.config import SRigLConfig
 from hf_srigl.hub import write_card
-from hf_srigl.surgery import attach, condensed_layers, config_of, sparsify
+from hf_srigl.surgery import attach, condensed_layers, config_of, hide_topology_from_ddp, sparsify
 
 # What a condensed model cannot change any more; every other option may differ in a later training.
 _FIXED = ("sparsity", "distribution", "target_modules", "exclude_modules", "init")
@@ -54,6 +54,7 @@ class SRigLTrainerMixin(_TrainerMethods):
                 "first and build the optimizer from the result, or let the Trainer create it"
             )
         self._make_sparse(self.model)
+        hide_topology_from_ddp(self.model)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, SRigLCallback):
                 raise ValueError("this Trainer adds SRigLCallback by itself: leave it out of callbacks")

@@ -29,6 +29,8 @@ def test_json_both_ways(tmp_path):
     assert SRigLConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     config.to_json_file(tmp_path / "c.json")
     assert SRigLConfig.from_json_file(tmp_path / "c.json") == config
+    tuples = SRigLConfig(target_modules=("query",), exclude_modules=("key",))
+    assert SRigLConfig.from_dict(tuples.to_dict()) == tuples
     assert SRigLConfig(update_every=50.0).to_dict()["update_every"] == 50
 
 
@@ -88,6 +90,10 @@ def test_the_argument_parser_reads_every_field():
         ({"gamma_sal": -1}, "gamma_sal must be a number in [0, 1], or None, got -1"),
         ({"gamma_sal": 30}, "gamma_sal must be"),
         ({"target_modules": 3}, "target_modules must be a list of non-empty names or one regular expression, got 3"),
+        (
+            {"target_modules": "*.query"},
+            "target_modules must be a valid regular expression, got '*.query': nothing to repeat",
+        ),
         ({"target_modules": [""]}, "target_modules must be a list of non-empty names"),
         ({"never_ablate": "query"}, "never_ablate must be a list of name suffixes, got the string 'query'"),
         ({"stagger": 1}, "stagger must be True or False, got 1"),

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from conftest import Toy, tiny_bert, training_args
 from hf_srigl import CondensedLinear, SparseTrainer, SRigL, SRigLConfig, sparsify
+from hf_srigl.surgery import hide_topology_from_ddp
 
 CONFIG = SRigLConfig(sparsity=0.7, update_every=3, drop_fraction=0.5, stop_updates_at=1.0, gamma_sal=1.0)
 STEPS, RANKS = 20, 2
@@ -48,6 +49,7 @@ def worker(rank, port, path):
         "cancelling": cancelling(rank),
         "bad": bad_on_one_rank(),
         "trainer": trainer(path),
+        "held": held_by_another_module(),
     }
     torch.save(outcome, f"{path}/{rank}.pt")
     dist.barrier()
@@ -150,6 +152,18 @@ def test_all_ranks_decide_alike_when_one_has_nan_or_nothing(results):
     assert first is first1 is None
     assert rows == rows1 == ["0", "2"]
     assert all(torch.equal(masks[name], masks1[name]) for name in masks)
+
+
+def held_by_another_module():
+    outer = nn.Sequential(sparsify(model(), CONFIG))
+    hide_topology_from_ddp(outer)
+    wrapped = DistributedDataParallel(outer)
+    _, reports = run(outer, wrapped, slice(0, 4))
+    return [row.name for row in reports[0].layers]
+
+
+def test_a_sparse_model_inside_another_module(results):
+    assert results["held"] == [["0.0", "0.2"]] * RANKS
 
 
 def trainer(path):

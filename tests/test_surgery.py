@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.nn.utils import prune
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
@@ -53,6 +54,8 @@ def test_targets_read_as_in_peft():
             "names 'quary', which no layer matches; last names of linear layers: ['classifier'",
         ),
         ({"target_modules": ["query", "nope"]}, "names 'nope', which no layer matches"),
+        ({"exclude_modules": ["pooller"]}, "exclude_modules names 'pooller', which no layer matches"),
+        ({"never_ablate": ["intermediat"]}, "never_ablate names 'intermediat', which no layer matches"),
         ({"target_modules": "nothing"}, "matches nothing; it could match: bert.encoder.layer.0.attention.self.query,"),
         ({"target_modules": ["query"], "exclude_modules": ["query"]}, "matches nothing"),
         ({"target_modules": ["LayerNorm"]}, "expected nn.Linear or transformers Conv1D, found LayerNorm"),
@@ -82,8 +85,10 @@ def test_tied_weights_are_left_and_refused():
 
 
 def test_multihead_attention_is_left_and_refused():
-    model = nn.TransformerEncoderLayer(16, 2, 32)
-    assert names(model) == ["linear1", "linear2"]
+    model = nn.ModuleList([nn.TransformerEncoderLayer(16, 2, 32), nn.Linear(4, 4)])
+    assert names(model) == ["1"]  # in evaluation the encoder layer reads linear1 and linear2 as matrices too
+    with pytest.raises(ValueError, match=r"0\.linear1 cannot be made sparse: nn.TransformerEncoderLayer reads"):
+        names(model, target_modules=["linear1"])
     with pytest.raises(ValueError, match=r"self_attn.out_proj cannot be made sparse: nn.MultiheadAttention reads"):
         names(model, target_modules=["out_proj"])
 
@@ -260,3 +265,69 @@ def test_generators_depend_on_all_parts():
         float(torch.rand(1, generator=generator_for(*parts))) for parts in ((0, "a"), (1, "a"), (0, "b"), (0, "a", 1))
     }
     assert len(draws) == 4
+
+
+def test_models_that_share_a_config_do_not_disturb_each_other(tmp_path):
+    dense = tiny_bert()
+    shared = dense.config
+    first = sparsify(type(dense)(shared), SRigLConfig(sparsity=0.5))
+    second = sparsify(type(dense)(shared), SRigLConfig(sparsity=0.9))
+    for name, model in (("dense", dense), ("first", first), ("second", second)):
+        model.save_pretrained(tmp_path / name)
+        again = type(model).from_pretrained(tmp_path / name)
+        assert all(torch.equal(t, again.state_dict()[key]) for key, t in model.state_dict().items())
+    densify(second)
+    first.save_pretrained(tmp_path / "first")
+    assert condensed_layers(type(first).from_pretrained(tmp_path / "first"))
+    assert all(module.config is first.config for module in first.modules() if "config" in module.__dict__)
+    first.set_attn_implementation("eager")
+    assert first.bert.encoder.layer[0].attention.self.config._attn_implementation == "eager"
+
+
+def test_a_wrapper_around_a_pretrained_model(tmp_path):
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = tiny_bert()
+
+    wrapper = sparsify(Wrapper(), SRigLConfig(sparsity=0.8))
+    wrapper.inner.save_pretrained(tmp_path)
+    again = type(wrapper.inner).from_pretrained(tmp_path)
+    assert all(torch.equal(t, again.state_dict()[key]) for key, t in wrapper.inner.state_dict().items())
+    assert type(densify(wrapper).inner.bert.pooler.dense) is nn.Linear
+    assert not wrapper.inner.is_quantized
+
+
+def test_a_layer_by_itself_cannot_be_replaced():
+    with pytest.raises(ValueError, match="itself the layer to replace"):
+        sparsify(nn.Linear(8, 8), SRigLConfig())
+    with pytest.raises(ValueError, match="itself the condensed layer"):
+        densify(CondensedLinear(8, 8, 16))
+    with pytest.raises(TypeError, match="config must be an SRigLConfig, got dict"):
+        sparsify(tiny_bert(), {"sparsity": 0.5})
+
+
+def test_tied_biases_stay_tied_and_what_would_be_lost_is_refused():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].bias = model[0].bias
+    sparse = sparsify(model, SRigLConfig(sparsity=0.5))
+    assert sparse[0].bias is sparse[1].bias
+    assert densify(sparse)[0].bias is sparse[1].bias
+
+    hooked = nn.Sequential(nn.Linear(8, 8))
+    hooked[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="layer 0 has hooks, which would be lost"):
+        sparsify(hooked, SRigLConfig())
+    pruned = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    prune.random_unstructured(pruned[0], "weight", amount=0.5)
+    assert names(pruned) == ["1"]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's call into transformers
+def test_lora_adapters_are_left_and_work_beside_condensed_layers():
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(target_modules=["classifier"], r=2)
+    model = peft.get_peft_model(tiny_bert(), lora)
+    assert not any("lora_" in name for name in names(model))
+    beside = peft.get_peft_model(sparsify(tiny_bert(), SRigLConfig(sparsity=0.8)), lora)
+    beside(torch.randint(0, 100, (2, 8))).logits.sum().backward()

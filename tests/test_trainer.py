@@ -385,6 +385,15 @@ def test_plugins_of_accelerate_launch_are_refused(tmp_path, monkeypatch, plugin)
         check_arguments(args)
 
 
+def test_a_damaged_state_file_says_which_and_what_to_do(tmp_path):
+    trainer = make(tmp_path, save_strategy="steps", save_steps=4)
+    trainer.train()
+    path = tmp_path / "checkpoint-4" / STATE_FILE
+    path.write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"checkpoint-4/srigl_state.safetensors is damaged .*; delete it to resume"):
+        make(tmp_path, save_strategy="steps", save_steps=4).train(resume_from_checkpoint=str(path.parent))
+
+
 def test_a_state_file_of_another_step_is_not_used(tmp_path):
     trainer = make(tmp_path, save_strategy="steps", save_steps=4)
     trainer.train()
