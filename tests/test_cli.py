@@ -1,0 +1,272 @@
+"""The command line: what is printed, exit codes, and one clear sentence for what can be expected to fail."""
+
+import importlib.metadata
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging
+
+from conftest import tiny_bert
+from hf_srigl import SRigLConfig, cli, sparsify, sparsity_report
+from hf_srigl.cli import main
+from hf_srigl.surgery import config_of
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "sparse"
+    sparsify(tiny_bert(), SRigLConfig(sparsity=0.75, never_ablate=["query"], update_every=7)).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a command that must fail with exit code 1 and one line on stderr, and returns that line."""
+
+    def run(*argv):
+        capsys.readouterr()  # what preparing the test printed
+        assert main([str(argument) for argument in argv]) == 1
+        out, err = capsys.readouterr()
+        assert out == "", "nothing on stdout"
+        assert err.startswith("hf-srigl: ")
+        assert err.count("\n") == 1, "one line"
+        assert "Traceback" not in err
+        return err
+
+    return run
+
+
+def edit_config(folder, change):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+# --- inspect ---------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_prints_configuration_and_report(folder, capsys):
+    assert main(["inspect", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert lines[0] == f"{folder}: BertForSequenceClassification, condensed"
+    options = dict(line.split(maxsplit=1) for line in lines[2 : lines.index("", 2)])
+    assert list(options) == list(SRigLConfig().to_dict())
+    assert (options["sparsity"], options["update_every"], options["target_modules"]) == ("0.75", "7", "-")
+    assert "query" in options["never_ablate"]
+    assert str(sparsity_report(AutoModelForSequenceClassification.from_pretrained(folder))) in out
+
+
+def test_inspect_json_is_nothing_but_json(folder, capsys):
+    assert main(["inspect", "--json", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    facts = json.loads(out)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert (facts["path"], facts["architecture"]) == (str(folder), "BertForSequenceClassification")
+    assert SRigLConfig.from_dict(facts["config"]) == config_of(model)
+    assert facts["report"] == json.loads(json.dumps(sparsity_report(model).to_dict()))
+    assert 0.7 < facts["report"]["target_sparsity"] < 0.8
+
+
+def test_inspect_reads_the_stored_precision(tmp_path, capsys):
+    sparsify(tiny_bert(), SRigLConfig(sparsity=0.75)).to(torch.bfloat16).save_pretrained(tmp_path)
+    assert main(["inspect", "--json", str(tmp_path)]) == 0
+    row = json.loads(capsys.readouterr().out)["report"]["rows"][0]
+    assert row["dense_bytes"] == 2 * row["out_features"] * (row["in_features"] + 1)
+
+
+def test_inspect_reads_the_committed_version_1(capsys):
+    assert main(["inspect", str(Path(__file__).parent / "data" / "condensed_v1")]) == 0
+    assert "13/16" in capsys.readouterr().out
+
+
+def test_inspect_leaves_the_settings_of_transformers_alone(folder, fails):
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    try:
+        main(["inspect", str(folder)])
+        fails_too = main(["inspect", "nowhere"])
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (before[0], True)
+        assert fails_too == 1
+    finally:
+        if not before[1]:
+            logging.disable_progress_bar()
+
+
+def test_inspect_a_missing_path(tmp_path, fails):
+    path = tmp_path / "nowhere"
+    assert fails("inspect", path) == f"hf-srigl: there is no {path}; give the folder that save_pretrained wrote\n"
+
+
+def test_inspect_a_file_or_an_empty_folder(folder, tmp_path, fails):
+    assert "not a checkpoint" in fails("inspect", folder / "model.safetensors")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "config.json" in fails("inspect", empty)
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]", '{"quantization_config": 3}', "\xff"])
+def test_inspect_what_is_no_configuration(folder, fails, text):
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    assert "is not a model configuration" in fails("inspect", folder)
+
+
+def test_inspect_a_dense_or_foreign_checkpoint(tmp_path, folder, fails):
+    tiny_bert().save_pretrained(tmp_path / "dense")
+    assert "is not a condensed checkpoint but a dense one" in fails("inspect", tmp_path / "dense")
+    edit_config(folder, lambda config: config["quantization_config"].update(quant_method="gptq"))
+    assert "'gptq'" in fails("inspect", folder)
+
+
+def test_inspect_without_weights(folder, fails):
+    (folder / "model.safetensors").unlink()
+    assert str(folder) in fails("inspect", folder)
+
+
+def test_inspect_a_broken_download(folder, fails):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "not a whole safetensors file" in fails("inspect", folder)
+
+
+def test_inspect_a_bad_topology(folder, fails):
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("query.indices"))
+    tensors[name][0] = 99
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    said = fails("inspect", folder)
+    assert name.removesuffix(".indices") in said
+    assert "found 99" in said
+
+
+def test_inspect_a_newer_format(folder, fails):
+    edit_config(folder, lambda config: config["quantization_config"].update(format_version=2))
+    assert "upgrade" in fails("inspect", folder)
+
+
+def test_inspect_does_not_report_on_weights_that_are_not_there(folder, fails):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["classifier.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "lacks weights of its BertForSequenceClassification: classifier.weight" in fails("inspect", folder)
+
+
+def test_inspect_an_architecture_unknown_to_transformers(folder, capsys):
+    edit_config(folder, lambda config: config.update(architectures=["MyOwnBert"]))
+    assert main(["inspect", str(folder)]) == 0
+    assert "BertModel, condensed" in capsys.readouterr().out
+
+
+def test_inspect_survives_a_moved_folder(folder, tmp_path, capsys):
+    moved = shutil.move(folder, tmp_path / "with spaces")
+    assert main(["inspect", str(moved)]) == 0
+
+
+# --- demo ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What the demo is called with, instead of running it."""
+    calls = []
+    monkeypatch.setattr(cli, "run_demo", lambda output, **options: calls.append((output, options)))
+    return calls
+
+
+def test_demo_options_reach_the_demo(called, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo"]) == 0
+    assert main(["demo", "--output", "a/b", "--max-steps", "7", "--sparsity", "0.5", "--seed", "3"]) == 0
+    assert main(["demo", "--epochs", "0.5"]) == 0
+    default = {"epochs": 8, "max_steps": None, "sparsity": 0.9, "seed": 0}
+    assert called == [
+        (Path("demo_output"), default),
+        (Path("a/b"), default | {"max_steps": 7, "sparsity": 0.5, "seed": 3}),
+        (Path("demo_output"), default | {"epochs": 0.5}),
+    ]
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--sparsity", "1"], "expected a number in [0, 1), got '1'"),
+        (["--sparsity", "nan"], "expected a number in [0, 1)"),
+        (["--epochs", "0"], "expected a number of epochs above 0"),
+        (["--epochs", "inf"], "expected a number of epochs above 0"),
+        (["--max-steps", "2.5"], "expected a whole number of steps"),
+        (["--max-steps", "0"], "expected a whole number of steps"),
+        (["--epochs", "1", "--max-steps", "1"], "not allowed with"),
+        (["--seed", "x"], "invalid int value"),
+    ],
+)
+def test_demo_refuses_bad_options_before_it_starts(called, capsys, argv, expected):
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", *argv])
+    assert stopped.value.code == 2
+    assert expected in capsys.readouterr().err
+    assert called == []
+
+
+def test_demo_where_it_cannot_write(called, tmp_path, fails):
+    (tmp_path / "file").write_text("")
+    assert f"cannot write to {tmp_path / 'file'}" in fails("demo", "--output", tmp_path / "file")
+    assert called == []
+
+
+def raising(error):
+    def run_demo(*args, **kwargs):
+        raise error
+
+    return run_demo
+
+
+def test_demo_without_its_packages(monkeypatch, tmp_path, fails):
+    monkeypatch.setattr(cli, "run_demo", raising(ImportError("pip install hf_srigl[demo]")))
+    assert fails("demo", "--output", tmp_path) == "hf-srigl: pip install hf_srigl[demo]\n"
+
+
+def test_interrupted(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cli, "run_demo", raising(KeyboardInterrupt()))
+    assert main(["demo", "--output", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.endswith("hf-srigl: interrupted\n")
+
+
+def test_what_nobody_expects_is_not_hidden(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "run_demo", raising(RuntimeError("predictions differ")))
+    with pytest.raises(RuntimeError, match="predictions differ"):
+        main(["demo", "--output", str(tmp_path)])
+
+
+# --- the program -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"), [([], ["demo", "inspect"]), (["demo"], ["--output", "--seed"]), (["inspect"], ["--json"])]
+)
+def test_help(capsys, argv, words):
+    with pytest.raises(SystemExit) as stopped:
+        main([*argv, "--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in words)
+
+
+@pytest.mark.parametrize("argv", [[], ["dance"], ["inspect"]])
+def test_wrong_usage(argv):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+
+
+def test_the_installed_command_is_this_one():
+    (command,) = importlib.metadata.entry_points(group="console_scripts", name="hf-srigl")
+    assert command.load() is main
