@@ -19,8 +19,10 @@ compiled = pytest.mark.skipif(not library.available(), reason=library.reason())
 def _auto(monkeypatch):
     monkeypatch.delenv(choose.VARIABLE, raising=False)
     choose._announce.cache_clear()
+    choose._implementation.cache_clear()
     yield
     choose._announce.cache_clear()
+    choose._implementation.cache_clear()
 
 
 def cheaper(*arguments):

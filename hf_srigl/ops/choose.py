@@ -90,16 +90,26 @@ def kernel_for(layer: Condensed, rows: int, dtype: torch.dtype | None = None) ->
 
 def implementation(x: Tensor, weight: Tensor, active: Tensor, bias: Tensor | None = None) -> str:
     """`kernel_for`'s name for a call with these tensors; quick, and logs once what is in use."""
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return "reference"
-    choice = mode()
+    n_in = x.shape[-1]
+    supported = cpu.supports(x, weight, bias)
+    choice = os.environ.get(VARIABLE, "auto")
+    return _implementation(choice, supported, x.numel() // n_in, active.shape[0], n_in, weight.shape[0], x.dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def _implementation(
+    choice: str, supported: bool, rows: int, n_out: int, n_in: int, values: int, dtype: torch.dtype
+) -> str:
+    mode()  # raises on a wrong value
     _announce(choice)
-    if choice == "reference" or not library.available() or not cpu.supports(x, weight, bias):
+    if choice == "reference" or not library.available() or not supported:
         return "reference"
     if choice == "cpu":
         return "cpu"
-    n_in = x.shape[-1]
-    return "cpu" if _native_is_cheaper(x.numel() // n_in, active.shape[0], n_in, weight.shape[0], x.dtype) else "dense"
+    native, dense = costs(rows, n_out, n_in, values, dtype, library.isa())
+    return "cpu" if native <= dense else "dense"
 
 
 def mode() -> str:
@@ -126,12 +136,6 @@ def costs(rows: int, n_out: int, n_in: int, values: int, dtype: torch.dtype, isa
     native = _cost(_NATIVE, rows) * values * _SLOWER[isa]
     dense = _cost(_DENSE[dtype], rows) * n_out * n_in + _ZERO * n_out * n_in + _WRITE * values
     return native, dense
-
-
-@functools.lru_cache(maxsize=4096)
-def _native_is_cheaper(rows: int, n_out: int, n_in: int, values: int, dtype: torch.dtype) -> bool:
-    native, dense = costs(rows, n_out, n_in, values, dtype, library.isa())
-    return native <= dense
 
 
 def _cost(table: tuple[float, ...], rows: int) -> float:

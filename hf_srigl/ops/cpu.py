@@ -22,7 +22,8 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         x.dtype in DTYPES
         and weight.dtype is x.dtype
         and (bias is None or bias.dtype is x.dtype)
-        and x.device.type == weight.device.type == "cpu"
+        and x.is_cpu
+        and weight.is_cpu
     )
 
 
