@@ -6,7 +6,7 @@
 
 Between the first two, the cheaper is estimated per call. The estimate needs only the ratio of two costs that move
 together from machine to machine: nanoseconds per kept value (native) and per weight of the dense matrix, each as a
-function of the number of rows. They are medians on one AVX-512 core (`benchmarks/kernels.py`); more threads divide both.
+function of the number of rows. They are medians on one AVX-512 core (`benchmarks/layers.py`); more threads divide both.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Layers: dense fp32 and bf16, dynamic int8, torch CSR, sparselab (if installed) and condensed, timed in turns.
 
-    python benchmarks/kernels.py                         # the whole table
-    python benchmarks/kernels.py --sparsity 0.9 --threads 1 --rows 1 64 --seconds 0.2
+    python benchmarks/layers.py                         # the whole table
+    python benchmarks/layers.py --sparsity 0.9 --threads 1 --rows 1 64 --seconds 0.2
 
 A cell is the speed-up over the fp32 `nn.Linear` (above 1: faster), of calls with all their overhead.
 """
@@ -86,7 +86,8 @@ def rivals(dense: nn.Linear, condensed: CondensedLinear, x: Tensor) -> dict[str,
         import sparselab
     except ImportError:
         return calls
-    other = sparselab.SparseLinear.from_dense(dense, sparsity=1 - float(condensed.mask().float().mean()))
+    sparsity = 1 - float(condensed.mask().float().mean())
+    other = sparselab.SparseLinear(dense.in_features, dense.out_features, sparsity=sparsity)
     return calls | {"sparselab": lambda: other(x)}
 
 
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64, 256, 2048])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seconds", type=float, default=0.4, help="per call and cell")
-    parser.add_argument("--name", default="kernels", help="of the file in benchmarks/results/")
+    parser.add_argument("--name", default="layers", help="of the file in benchmarks/results/")
     parser.add_argument("--no-training", action="store_true")
     options = parser.parse_args()
     if not library.available():
