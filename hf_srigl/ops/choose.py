@@ -71,12 +71,12 @@ def kernel_for(layer: Condensed, rows: int, dtype: torch.dtype | None = None) ->
     choice = mode()
     if weight.device.type != "cpu":
         return Choice("reference", f"the native kernels run on the CPU, not on {weight.device.type}")
+    if dtype not in cpu.DTYPES:
+        return Choice("reference", f"the native kernels take float32 and bfloat16, not {_name(dtype)}")
     if choice == "reference":
         return Choice("reference", f"{VARIABLE}=reference")
     if not library.available():
         return Choice("reference", library.reason())
-    if dtype not in cpu.DTYPES:
-        return Choice("reference", f"the native kernels take float32 and bfloat16, not {_name(dtype)}")
     if choice == "cpu":
         return Choice("cpu", f"{VARIABLE}=cpu ({library.isa()})")
     n_out, n_in, values = layer.out_features, layer.in_features, weight.shape[0]
