@@ -16,8 +16,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from hf_srigl.optimizers import refused_by_name
-from hf_srigl.srigl import SRigL, UpdateReport
+from hf_srigl.srigl import SRigL
 from hf_srigl.surgery import hide_topology_from_ddp
+from hf_srigl.updates import UpdateReport
 
 logger = logging.get_logger(__name__)
 

@@ -21,8 +21,8 @@ from hf_srigl.config import SRigLConfig
 from hf_srigl.memory import live_bytes
 from hf_srigl.plots import new_figure, plot_topology
 from hf_srigl.report import SparsityReport, sparsity_report
-from hf_srigl.srigl import UpdateReport
 from hf_srigl.trainer import SparseTrainer
+from hf_srigl.updates import UpdateReport
 
 HIDDEN = 128
 # Each the best of several between 5e-4 and 8e-3 on held-out training digits: sparse networks like larger ones.

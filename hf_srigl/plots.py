@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from hf_srigl.report import SparsityReport
-from hf_srigl.srigl import UpdateReport
+from hf_srigl.updates import UpdateReport
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # told apart by colour-blind readers too
 _GREY = "#8a8a8a"
@@ -42,7 +42,7 @@ def plot_topology(
         ValueError: there is no report.
 
     Example:
-        >>> from hf_srigl.srigl import LayerUpdate
+        >>> from hf_srigl.updates import LayerUpdate
         >>> row = LayerUpdate(name="mlp.0.fc1", dropped=9, grown=9, fan_in=8, active=32, neurons=64, itop=0.2)
         >>> report = UpdateReport(100, 0.3, (row,), sparsity=0.9, active_neurons=0.5, itop=0.2)
         >>> plot_topology([report], tmp_path / "topology.png", total_steps=200)
@@ -87,7 +87,7 @@ def topology_series(reports: Sequence[UpdateReport], start: SparsityReport | Non
     """Layer name -> its (step, fan-in, share of active neurons) after each of its updates; from step 0 if `start` is given.
 
     Example:
-        >>> from hf_srigl.srigl import LayerUpdate
+        >>> from hf_srigl.updates import LayerUpdate
         >>> row = LayerUpdate(name="fc1", dropped=9, grown=9, fan_in=8, active=32, neurons=64, itop=0.2)
         >>> topology_series([UpdateReport(100, 0.3, (row,), sparsity=0.9, active_neurons=0.5, itop=0.2)])
         {'fc1': [(100, 8, 0.5)]}

@@ -53,10 +53,15 @@ def any_rank(flags: Tensor) -> Tensor:
 
 
 def broadcast_topology(layer: CondensedLinear) -> None:
-    """Give every rank rank 0's indices and active rows (as bytes: gloo and NCCL know no int16)."""
+    """Give every rank rank 0's indices and active rows (as bytes: gloo and NCCL know no int16).
+
+    Through a copy: a broadcast into the tensor itself would not count as a write, by which kernels know a new topology.
+    """
     if world_size() > 1:
         for tensor in (layer.indices, layer.active):
-            dist.broadcast(tensor.view(torch.uint8), src=0)
+            copy = tensor.clone()
+            dist.broadcast(copy.view(torch.uint8), src=0)
+            tensor.copy_(copy)
 
 
 def broadcast_mask(mask: Tensor) -> Tensor:

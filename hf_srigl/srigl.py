@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,67 +19,9 @@ from hf_srigl.optimizers import check_optimizer, movable_state, unwrap
 from hf_srigl.schedule import drop_fraction_at, floor_count, is_update_step, stagger_offsets, update_interval
 from hf_srigl.surgery import condensed_layers, config_of, generator_for
 from hf_srigl.targets import may_ablate
+from hf_srigl.updates import LayerUpdate, UpdateReport
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LayerUpdate:
-    """What one update did to one layer. Counts are connections (`dropped`, `grown`) and neurons (`active`, `neurons`).
-
-    `itop` is the share of the layer's positions that were ever active.
-    """
-
-    name: str
-    dropped: int
-    grown: int
-    fan_in: int
-    active: int
-    neurons: int
-    itop: float
-
-
-@dataclass(frozen=True)
-class UpdateReport:
-    """What one call of `SRigL.step` changed, and where all condensed layers stand afterwards.
-
-    `sparsity`, `active_neurons` (a share) and `itop` are over all condensed layers; `layers` has a row for each layer
-    that was updated at this step.
-    """
-
-    step: int
-    drop_fraction: float
-    layers: tuple[LayerUpdate, ...]
-    sparsity: float
-    active_neurons: float
-    itop: float
-
-    @property
-    def dropped(self) -> int:
-        """Connections dropped, over the layers updated."""
-        return sum(row.dropped for row in self.layers)
-
-    @property
-    def grown(self) -> int:
-        """Connections grown, over the layers updated."""
-        return sum(row.grown for row in self.layers)
-
-    def metrics(self) -> dict[str, float]:
-        """The numbers for a training log, under names that group in TensorBoard."""
-        return {
-            "srigl/sparsity": self.sparsity,
-            "srigl/active_neurons": self.active_neurons,
-            "srigl/dropped": self.dropped,
-            "srigl/grown": self.grown,
-            "srigl/drop_fraction": self.drop_fraction,
-            "srigl/itop": self.itop,
-        }
-
-    def __str__(self) -> str:
-        return (
-            f"step {self.step}: {len(self.layers)} layers, dropped {self.dropped}, grown {self.grown}, sparsity "
-            f"{self.sparsity:.2%}, active neurons {self.active_neurons:.2%}, ITOP {self.itop:.2%}"
-        )
 
 
 class SRigL:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_srigl.schedule import floor_count
+from hf_srigl.selection import largest, largest_per_row, score
 
 
 def index_dtype(in_features: int) -> torch.dtype:
@@ -178,7 +179,7 @@ def magnitude_mask(weight: Tensor, fan_in: int) -> Tensor:
                 [1, 1, 0]], dtype=torch.int32)
     """
     counts = torch.full((weight.shape[0],), fan_in, device=weight.device)
-    return _largest_per_row(_score(weight), torch.ones_like(weight, dtype=torch.bool), counts)
+    return largest_per_row(score(weight), torch.ones_like(weight, dtype=torch.bool), counts)
 
 
 def random_mask(shape: tuple[int, int], fan_in: int, generator: torch.Generator) -> Tensor:
@@ -230,15 +231,15 @@ def update_mask(
     """
     _check_update(weight, mask, grad, budget, drop_fraction, min_salient)
     n_out, n_in = mask.shape
-    magnitude, growth = _score(weight), _score(grad)
-    for name, largest in (("grad", growth.max()), ("weight", torch.where(mask, magnitude, 0).max())):
-        if not bool(torch.isfinite(largest)):  # the maximum of a tensor with a NaN is NaN
+    magnitude, growth = score(weight), score(grad)
+    for name, peak in (("grad", growth.max()), ("weight", torch.where(mask, magnitude, 0).max())):
+        if not bool(torch.isfinite(peak)):  # the maximum of a tensor with a NaN is NaN
             raise ValueError(f"{name} must be finite for a topology update, got NaN or inf")
 
     nnz = int(mask.count_nonzero())
     n_drop = floor_count(drop_fraction * nnz)
-    kept_at = _largest(magnitude, mask, nnz - n_drop)
-    candidates_at = _largest(growth, ~mask, min(n_drop, n_out * n_in - nnz))
+    kept_at = largest(magnitude, mask, nnz - n_drop)
+    candidates_at = largest(growth, ~mask, min(n_drop, n_out * n_in - nnz))
 
     if min_salient is None:
         stays = torch.ones(n_out, dtype=torch.bool, device=mask.device)
@@ -247,7 +248,7 @@ def update_mask(
         stays = salient >= min_salient
         min_rows = -(-budget // n_in)  # fewer rows could not hold the budget
         if int(stays.sum()) < min_rows:
-            most_salient = _largest(salient, torch.ones_like(stays), min_rows)
+            most_salient = largest(salient, torch.ones_like(stays), min_rows)
             stays = torch.zeros_like(stays).index_fill_(0, most_salient, True)
     n_active = int(stays.sum())
     if n_active > budget:
@@ -261,8 +262,8 @@ def update_mask(
     crowded = per_row > fan_in
     if bool(crowded.any()):
         per_row = per_row.clamp(max=fan_in)
-        kept[crowded] = _largest_per_row(magnitude[crowded], kept[crowded], per_row[crowded])
-    return kept | _largest_per_row(growth, ~kept, torch.where(stays, fan_in - per_row, 0))
+        kept[crowded] = largest_per_row(magnitude[crowded], kept[crowded], per_row[crowded])
+    return kept | largest_per_row(growth, ~kept, torch.where(stays, fan_in - per_row, 0))
 
 
 def decisive_positions(
@@ -286,10 +287,10 @@ def decisive_positions(
         tensor([0, 3, 4, 6])
     """
     n_out, n_in = mask.shape
-    growth, inactive = _score(grad), ~mask
+    growth, inactive = score(grad), ~mask
     nnz = int(mask.count_nonzero())
     n_drop = floor_count(drop_fraction * nnz)
-    candidates_at = _largest(growth, inactive, min(n_drop, n_out * n_in - nnz))
+    candidates_at = largest(growth, inactive, min(n_drop, n_out * n_in - nnz))
     per_row = mask.sum(1)
     if min_salient is None:
         min_active = n_out
@@ -304,7 +305,7 @@ def decisive_positions(
         min_active = int(stays.sum()) + (-(-overflow // gain) if overflow > 0 and gain > 0 else 0)
         min_active = max(min_active, -(-budget // n_in), 1)
     max_fan_in = min(n_in, max(1, budget // min_active))
-    decisive = mask | _largest_per_row(growth, inactive, (n_in - per_row).clamp(max=max_fan_in))
+    decisive = mask | largest_per_row(growth, inactive, (n_in - per_row).clamp(max=max_fan_in))
     decisive.view(-1)[candidates_at] = True
     return decisive.view(-1).nonzero().squeeze(1)
 
@@ -326,58 +327,3 @@ def _check_update(
         raise ValueError(f"drop_fraction must be in [0, 1], got {drop_fraction}")
     if min_salient is not None and min_salient < 1:
         raise ValueError(f"min_salient must be at least 1, or None to ablate nobody, got {min_salient}")
-
-
-def _score(tensor: Tensor) -> Tensor:
-    """Absolute value in a dtype every device can select in; exact for bf16 and fp16."""
-    return tensor.detach().abs() if tensor.dtype == torch.float64 else tensor.detach().float().abs()
-
-
-def _largest(score: Tensor, eligible: Tensor, count: int) -> Tensor:
-    """Flat positions, ascending, of the `count` largest scores among the eligible; ties to the lower flat index.
-
-    A threshold guessed from a sample leaves little to select from. A bad guess costs time, never exactness: every
-    eligible score at or above it is looked at, and if these are too few, all are.
-    """
-    eligible, score = eligible.reshape(-1), score.reshape(-1)
-    if count <= 0:
-        return torch.empty(0, dtype=torch.int64, device=score.device)
-    sample = torch.where(eligible[::_SAMPLE_STRIDE], score[::_SAMPLE_STRIDE], -1)
-    rank_in_sample = int(1.1 * count / _SAMPLE_STRIDE) + 16
-    if rank_in_sample < sample.numel():
-        guess = sample.kthvalue(sample.numel() - rank_in_sample).values
-        positions = (eligible & (score >= guess)).nonzero().squeeze(1)
-    if rank_in_sample >= sample.numel() or positions.numel() < count:
-        positions = eligible.nonzero().squeeze(1)
-    scores = score[positions]
-    threshold = scores.kthvalue(max(1, scores.numel() - count + 1)).values
-    above = scores > threshold
-    at = scores == threshold
-    room = count - above.sum()
-    return positions[above | (at & (at.cumsum(0) <= room))]
-
-
-_SAMPLE_STRIDE = 37  # prime, so that it does not walk along the columns of a usual layer
-
-
-def _largest_per_row(score: Tensor, eligible: Tensor, counts: Tensor) -> Tensor:
-    """In row r, the ``counts[r]`` largest scores (>= 0) among the eligible, ties to the lower column: bool (N, K).
-
-    Every row must have at least ``counts[r]`` eligible positions.
-    """
-    most = int(counts.max()) if counts.numel() else 0
-    if most == 0:
-        return torch.zeros_like(eligible)
-    score = torch.where(eligible, score, -1)
-    top = score.topk(min(most + 1, score.shape[1]), dim=1).values
-    top = torch.nn.functional.pad(top, (0, 1), value=-torch.inf)
-    threshold = top.gather(1, (counts[:, None] - 1).clamp(min=0)).masked_fill_(counts[:, None] == 0, torch.inf)
-    chosen = score >= threshold
-    tied = (top.gather(1, counts[:, None]) == threshold).squeeze(1)  # the next value is the threshold again
-    if bool(tied.any()):
-        tied_score, tied_threshold = score[tied], threshold[tied]
-        above = tied_score > tied_threshold
-        at = tied_score == tied_threshold
-        room = counts[tied] - above.sum(1)
-        chosen[tied] = above | (at & (at.cumsum(1) <= room[:, None]))
-    return chosen

@@ -7,7 +7,7 @@ from torch import nn
 
 from hf_srigl import SRigLConfig, plots, sparsify, sparsity_report
 from hf_srigl.plots import finding, kind_labels, plot_topology, topology_series
-from hf_srigl.srigl import LayerUpdate, UpdateReport
+from hf_srigl.updates import LayerUpdate, UpdateReport
 
 
 def update(name, fan_in, active, neurons=10):

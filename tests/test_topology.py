@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_srigl import topology
+from hf_srigl.selection import SAMPLE_STRIDE
 from hf_srigl.topology import update_mask
 
 
@@ -197,7 +198,7 @@ def test_a_sample_that_misleads_changes_nothing():
     # all large scores sit between the sampled positions, so the first guess at the threshold is far too low
     n_out, n_in = 40, 370
     grad = torch.linspace(0.0, 1.0, n_out * n_in)
-    grad[:: topology._SAMPLE_STRIDE] = 0.0
+    grad[::SAMPLE_STRIDE] = 0.0
     weight, grad = torch.randn(n_out, n_in), grad.view(n_out, n_in)
     mask = topology.magnitude_mask(torch.rand(n_out, n_in), 30)
     options = {"budget": n_out * 30, "drop_fraction": 0.4, "min_salient": 20}

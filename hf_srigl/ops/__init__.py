@@ -1,5 +1,7 @@
 """One operator, `hf_srigl::condensed_linear`, registered with torch.library; `reference` is its definition.
 
+On CPUs it runs on native kernels (`cpu`) where these are compiled in and cheaper (`choose`, `kernel_for`).
+
 As a registered operator it is opaque to `torch.compile` (no graph break, no recompilation when the collection of the
 dense gradient is switched on) and saves for backward only x, the values, the indices and the active rows.
 """
@@ -11,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_srigl.ops import reference
+from hf_srigl import topology
+from hf_srigl.ops import choose, cpu, reference
+from hf_srigl.ops.choose import kernel_for
+from hf_srigl.ops.collect import collection
+
+__all__ = ["condensed_linear", "condensed_linear_backward", "kernel_for"]
 
 
 @torch.library.custom_op("hf_srigl::condensed_linear", mutates_args=())
@@ -33,7 +40,10 @@ def condensed_linear(
         >>> condensed_linear(torch.ones(1, 3), torch.tensor([1.0, 2.0, 3.0, 4.0]), indices, active, None, torch.tensor(0))
         tensor([[3., 0., 7.]])
     """
-    return reference.forward(x, weight, indices, active, bias)
+    kernel = choose.implementation(x, weight, active, bias)
+    if kernel == "cpu":
+        return cpu.forward(x, weight, indices, active, bias)
+    return reference.forward(x, weight, indices, active, bias, cpu.scatter if kernel == "dense" else topology.scatter)
 
 
 @condensed_linear.register_fake
@@ -53,7 +63,19 @@ def condensed_linear_backward(
     handle: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `condensed_linear` to x and weight; see `reference.backward`."""
-    return reference.backward(grad_y, x, weight, indices, active, need_x, need_weight, handle)
+    kernel = choose.implementation(x, weight, active)
+    if kernel != "cpu" or grad_y.dtype is not x.dtype:
+        scatter = cpu.scatter if kernel == "dense" else topology.scatter
+        return reference.backward(grad_y, x, weight, indices, active, need_x, need_weight, handle, scatter)
+    collecting = collection(handle) if need_weight else None
+    if collecting is None:
+        return cpu.backward(grad_y, x, weight, indices, active, need_x, need_weight)
+    # A step that updates the topology: the dense gradient is wanted, and the values' gradient is a part of it
+    grad_x, _ = cpu.backward(grad_y, x, weight, indices, active, need_x, False)
+    dense_grad = grad_y.reshape(-1, active.shape[0]).t() @ x.reshape(-1, x.shape[-1])  # (N, K)
+    grad_weight = topology.gather(dense_grad, indices, active)
+    collecting.add(dense_grad)
+    return grad_x, grad_weight
 
 
 @condensed_linear_backward.register_fake

@@ -6,14 +6,25 @@ rows * N * k; the dense (N, K) matrix lives only inside one call. Kernels are te
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from hf_srigl import topology
 from hf_srigl.ops.collect import collection
-from hf_srigl.topology import gather, scatter
+
+Scatter = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # `topology.scatter`, or a kernel that computes the same
 
 
-def forward(x: Tensor, weight: Tensor, indices: Tensor, active: Tensor, bias: Tensor | None) -> Tensor:
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    active: Tensor,
+    bias: Tensor | None,
+    scatter: Scatter = topology.scatter,
+) -> Tensor:
     """``y = x W^T + bias``, a fresh contiguous tensor (some models write into a linear layer's output in place)."""
     dense = scatter(weight, indices, active, x.shape[-1])  # (N, K)
     y = x.new_empty(*x.shape[:-1], active.shape[0])
@@ -34,6 +45,7 @@ def backward(
     need_x: bool,
     need_weight: bool,
     handle: Tensor,
+    scatter: Scatter = topology.scatter,
 ) -> tuple[Tensor, Tensor]:
     """``(grad_x, grad_weight)``; an empty tensor stands for a gradient that is not needed.
 
@@ -49,7 +61,7 @@ def backward(
         del dense  # before the next dense matrix exists
     if need_weight:
         dense_grad = grad_rows.t() @ rows  # (N, K)
-        grad_weight = gather(dense_grad, indices, active)
+        grad_weight = topology.gather(dense_grad, indices, active)
         collecting = collection(handle)
         if collecting is not None:
             collecting.add(dense_grad)
