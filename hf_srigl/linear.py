@@ -195,13 +195,15 @@ class CondensedLinear(nn.Module):
         indices, active = topology.to_condensed(new_mask, self.budget)
         if not bool(active.any()):
             raise ValueError("the new mask leaves no neuron active")
-        came_from = topology.slot_sources((self.indices, self.active), (indices, active), self.in_features)
+        size = self.out_features * self.in_features
+        old = topology.slot_positions(self.indices, self.active, self.in_features)
+        new = topology.slot_positions(indices, active, self.in_features)
+        came_from = topology.slot_sources(old, new, size)
         for tensor in [self.weight.detach(), *([] if self.weight.grad is None else [self.weight.grad]), *carried]:
             tensor.copy_(torch.where(came_from >= 0, tensor[came_from], tensor.new_zeros(())))
         self.indices.copy_(indices)
         self.active.copy_(active)
-        positions = topology.slot_positions(indices, active, self.in_features)
-        return positions[(came_from < 0) & (indices >= 0)]
+        return new[(came_from < 0) & (new < size)]
 
     def _load_from_state_dict(
         self,

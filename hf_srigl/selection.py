@@ -37,15 +37,14 @@ def largest(score: Tensor, eligible: Tensor, count: int) -> Tensor:
     return positions[above | (at & (at.cumsum(0) <= room))]
 
 
-def largest_per_row(score: Tensor, eligible: Tensor, counts: Tensor) -> Tensor:
-    """In row r, the ``counts[r]`` largest scores (>= 0) among the eligible, ties to the lower column: bool (N, K).
+def largest_per_row(score: Tensor, counts: Tensor) -> Tensor:
+    """In row r, the ``counts[r]`` largest scores, ties to the lower column: bool (N, K).
 
-    Every row must have at least ``counts[r]`` eligible positions.
+    A negative score marks a position that is not eligible; every row must have at least ``counts[r]`` others.
     """
     most = int(counts.max()) if counts.numel() else 0
     if most == 0:
-        return torch.zeros_like(eligible)
-    score = torch.where(eligible, score, -1)
+        return torch.zeros_like(score, dtype=torch.bool)
     top = score.topk(min(most + 1, score.shape[1]), dim=1).values
     top = torch.nn.functional.pad(top, (0, 1), value=-torch.inf)
     threshold = top.gather(1, (counts[:, None] - 1).clamp(min=0)).masked_fill_(counts[:, None] == 0, torch.inf)

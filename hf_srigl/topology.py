@@ -74,24 +74,22 @@ def gather(dense: Tensor, indices: Tensor, active: Tensor) -> Tensor:
     return torch.where(indices >= 0, flat[positions.clamp(max=flat.shape[0] - 1)], flat.new_zeros(()))
 
 
-def slot_sources(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], in_features: int) -> Tensor:
+def slot_sources(old: Tensor, new: Tensor, size: int) -> Tensor:
     """For each slot of the new topology the old slot of the same position, int64 (B,); -1 where there is none.
 
-    ``where(s >= 0, t[s], 0)`` equals ``gather(scatter(t, *old), *new)`` for every (B,) tensor t.
+    ``where(s >= 0, t[s], 0)`` equals ``gather`` by the new topology of ``scatter`` by the old one, for every (B,) tensor t.
 
     Args:
-        old, new: (indices (B,), active (N,)).
+        old, new: `slot_positions` of the two topologies, (B,). size: N * K, the position of unused slots.
 
     Example:
-        >>> everyone = torch.tensor([True, True])
-        >>> slot_sources((torch.tensor([0, 1, 1, 2]), everyone), (torch.tensor([1, 2, 0, 2]), everyone), in_features=3)
+        >>> slot_sources(torch.tensor([0, 1, 4, 5]), torch.tensor([1, 2, 3, 5]), size=6)
         tensor([ 1, -1, -1,  3])
     """
-    n_out, budget = old[1].shape[0], old[0].shape[0]
-    slot_at = torch.full((n_out * in_features + 1,), -1, dtype=torch.int32, device=old[0].device)
-    slot_at[slot_positions(*old, in_features)] = torch.arange(budget, dtype=torch.int32, device=old[0].device)
+    slot_at = torch.full((size + 1,), -1, dtype=torch.int32, device=old.device)
+    slot_at[old] = torch.arange(old.shape[0], dtype=torch.int32, device=old.device)
     slot_at[-1] = -1  # where unused slots have written
-    return slot_at[slot_positions(*new, in_features)].long()
+    return slot_at[new].long()
 
 
 def to_condensed(mask: Tensor, budget: int) -> tuple[Tensor, Tensor]:
@@ -179,7 +177,7 @@ def magnitude_mask(weight: Tensor, fan_in: int) -> Tensor:
                 [1, 1, 0]], dtype=torch.int32)
     """
     counts = torch.full((weight.shape[0],), fan_in, device=weight.device)
-    return largest_per_row(score(weight), torch.ones_like(weight, dtype=torch.bool), counts)
+    return largest_per_row(score(weight), counts)
 
 
 def random_mask(shape: tuple[int, int], fan_in: int, generator: torch.Generator) -> Tensor:
@@ -232,8 +230,9 @@ def update_mask(
     _check_update(weight, mask, grad, budget, drop_fraction, min_salient)
     n_out, n_in = mask.shape
     magnitude, growth = score(weight), score(grad)
-    for name, peak in (("grad", growth.max()), ("weight", torch.where(mask, magnitude, 0).max())):
-        if not bool(torch.isfinite(peak)):  # the maximum of a tensor with a NaN is NaN
+    for name, scores, matters in (("grad", growth, None), ("weight", magnitude, mask)):
+        sound = bool(torch.isfinite(scores.max()))  # the maximum of a tensor with a NaN is NaN
+        if not sound and (matters is None or not bool(torch.isfinite(scores[matters]).all())):
             raise ValueError(f"{name} must be finite for a topology update, got NaN or inf")
 
     nnz = int(mask.count_nonzero())
@@ -262,8 +261,8 @@ def update_mask(
     crowded = per_row > fan_in
     if bool(crowded.any()):
         per_row = per_row.clamp(max=fan_in)
-        kept[crowded] = largest_per_row(magnitude[crowded], kept[crowded], per_row[crowded])
-    return kept | largest_per_row(growth, ~kept, torch.where(stays, fan_in - per_row, 0))
+        kept[crowded] = largest_per_row(torch.where(kept[crowded], magnitude[crowded], -1), per_row[crowded])
+    return kept | largest_per_row(growth.masked_fill_(kept, -1), torch.where(stays, fan_in - per_row, 0))
 
 
 def decisive_positions(
@@ -305,7 +304,7 @@ def decisive_positions(
         min_active = int(stays.sum()) + (-(-overflow // gain) if overflow > 0 and gain > 0 else 0)
         min_active = max(min_active, -(-budget // n_in), 1)
     max_fan_in = min(n_in, max(1, budget // min_active))
-    decisive = mask | largest_per_row(growth, inactive, (n_in - per_row).clamp(max=max_fan_in))
+    decisive = mask | largest_per_row(growth.masked_fill_(mask, -1), (n_in - per_row).clamp(max=max_fan_in))
     decisive.view(-1)[candidates_at] = True
     return decisive.view(-1).nonzero().squeeze(1)
 

@@ -137,7 +137,7 @@ class DenseGradient:
     def is_finite(self) -> Tensor:
         """Whether no collected number is NaN or inf; 0-d bool tensor."""
         held = self.values if self.value is None else self.value
-        return torch.tensor(True) if held is None else torch.isfinite(held.abs().max())
+        return torch.tensor(True) if held is None else torch.isfinite(torch.stack(torch.aminmax(held))).all()
 
 
 def collection(handle: Tensor) -> DenseGradient | None:
