@@ -43,8 +43,8 @@ def ran(tmp_path_factory, digits_and_test):
 
 def test_both_twins_learn(ran):
     assert (ran.dense.steps, ran.sparse.steps) == (STEPS, STEPS)
-    assert ran.dense.accuracy > 0.2  # a guess is right once in ten times
-    assert ran.sparse.accuracy > 0.2
+    assert ran.dense.accuracy > 0.15  # a guess is right once in ten times
+    assert ran.sparse.accuracy > 0.15
 
 
 def test_the_sparse_one_is_sparse_from_the_first_step_and_the_dense_one_never(ran):
@@ -149,6 +149,22 @@ def test_the_twins_start_alike_where_both_are_dense():
         if name.rpartition(".")[0] not in targets:
             assert torch.equal(parameter, theirs[name])
     assert not torch.equal(new_vit(5).classifier.weight, dense.classifier.weight)
+
+
+def test_nothing_but_the_learning_rate_differs_between_the_twins(monkeypatch, digits_and_test, tmp_path):
+    asked = []
+
+    def stop(**arguments):
+        asked.append(arguments)
+        raise InterruptedError
+
+    monkeypatch.setattr(demo.hf, "TrainingArguments", stop)
+    for config in (None, SRigLConfig()):
+        with pytest.raises(InterruptedError):
+            demo.train("twin", tmp_path, config, *digits_and_test, {"seed": 3})
+    dense, sparse = asked
+    assert (dense["learning_rate"], sparse["learning_rate"]) == (1e-3, 4e-3)
+    assert dense | {"learning_rate": None} == sparse | {"learning_rate": None}
 
 
 def test_without_mlxtend_the_error_says_what_to_install(monkeypatch):
