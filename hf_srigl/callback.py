@@ -96,9 +96,7 @@ class SRigLCallback(TrainerCallback):
         if self.log is not None:
             should_log = control.should_log
             self.log(metrics)
-            control.should_log = (
-                should_log  # logging clears it, and the Trainer's own entry of this step is still to come
-            )
+            control.should_log = should_log  # logging clears it, and the Trainer's own entry is still to come
         else:
             epoch = {} if state.epoch is None else {"epoch": state.epoch}
             state.log_history.append({**metrics, **epoch, "step": state.global_step})

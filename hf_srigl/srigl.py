@@ -184,15 +184,16 @@ class SRigL:
         layer.dense_grad.commit(afresh=layer.weight.grad is None)
         is_last = self._accumulation is not None and self._accumulation.sync_gradients
         if is_last and sharding.world_size() == 1:
-            layer.dense_grad.prune(functools.partial(self._decisive, name, self.steps + 1))
+            layer.dense_grad.prune(functools.partial(self._decisive, name))
 
-    def _decisive(self, name: str, step: int, gradient: Tensor) -> Tensor:
+    def _decisive(self, name: str, gradient: Tensor) -> Tensor:
+        """What of a dense gradient the update after the step in progress can depend on."""
         layer = self.layers[name]
         return topology.decisive_positions(
             layer.mask(),
             gradient,
             budget=layer.budget,
-            drop_fraction=self._drop_fraction(step),
+            drop_fraction=self._drop_fraction(self.steps + 1),
             min_salient=self._min_salient(name, layer),
         )
 

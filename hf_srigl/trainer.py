@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +95,7 @@ class SRigLTrainerMixin(_TrainerMethods):
                     f"{getattr(given, name)!r}; densify() it first, or pass "
                     f"dataclasses.replace(hf_srigl.surgery.config_of(model), ...) with new training options only"
                 )
-        attach(model, dataclasses.replace(given))
+        attach(model, given)
         return model
 
 

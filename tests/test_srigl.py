@@ -355,6 +355,16 @@ def test_accelerate_tells_the_last_micro_batch_and_pruning_there_changes_nothing
     assert all(torch.equal(t, other.state_dict()[name]) for name, t in model.state_dict().items())
 
 
+def test_a_second_backward_pass_for_the_last_micro_batch_is_an_error_that_says_what_to_do():
+    model = sparsify(mlp(), dataclasses.replace(CONFIG, sparsity=0.8, gamma_sal=None, update_every=1))
+    optimizer = Accelerator(cpu=True).prepare(optim.AdamW(model.parameters()))
+    SRigL(model, optimizer, total_steps=40)
+    x, y = batches(1)[0][0]
+    nn.functional.mse_loss(model(x), y).backward()
+    with pytest.raises(RuntimeError, match="add the losses and call backward once for each micro-batch"):
+        nn.functional.mse_loss(model(x), y).backward()
+
+
 def test_backward_passes_that_do_not_count_leave_no_trace():
     """A batch skipped with zero_grad, and torch.autograd.grad, in an update step."""
     outcome = []

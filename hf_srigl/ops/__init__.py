@@ -67,14 +67,11 @@ def condensed_linear_backward(
     if kernel != "cpu" or grad_y.dtype is not x.dtype:
         scatter = cpu.scatter if kernel == "dense" else topology.scatter
         return reference.backward(grad_y, x, weight, indices, active, need_x, need_weight, handle, scatter)
-    collecting = collection(handle) if need_weight else None
-    if collecting is None:
+    if not need_weight or collection(handle) is None:
         return cpu.backward(grad_y, x, weight, indices, active, need_x, need_weight)
     # A step that updates the topology: the dense gradient is wanted, and the values' gradient is a part of it
     grad_x, _ = cpu.backward(grad_y, x, weight, indices, active, need_x, False)
-    dense_grad = grad_y.reshape(-1, active.shape[0]).t() @ x.reshape(-1, x.shape[-1])  # (N, K)
-    grad_weight = topology.gather(dense_grad, indices, active)
-    collecting.add(dense_grad)
+    _, grad_weight = reference.backward(grad_y, x, weight, indices, active, False, True, handle)
     return grad_x, grad_weight
 
 

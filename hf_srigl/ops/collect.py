@@ -102,7 +102,8 @@ class DenseGradient:
             self.value = self.positions = self.values = None
         if self.values is not None:
             raise RuntimeError(
-                "a backward pass followed the last one of the optimizer step, as accelerate announced it"
+                "a second backward pass came for the last micro-batch of an optimizer step that updates the topology, after "
+                "the dense gradient was pruned: add the losses and call backward once for each micro-batch"
             )
         if self.value is None:
             self.value = self.pending
