@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from hf_srigl.optimizers import refused_by_name
 from hf_srigl.srigl import SRigL
-from hf_srigl.surgery import hide_topology_from_ddp
+from hf_srigl.surgery import hide_topology_from_ddp, is_on_ramp
 from hf_srigl.updates import UpdateReport
 
 logger = logging.get_logger(__name__)
@@ -74,6 +74,11 @@ class SRigLCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         check_arguments(args)
+        if self.log is None and args.load_best_model_at_end and is_on_ramp(model):
+            raise ValueError(
+                "load_best_model_at_end would pick a checkpoint from the ramp, where the model is denser and better: use "
+                "SparseTrainer, which compares only models at the final sparsity, or leave out ramp_until"
+            )
         self.srigl = SRigL(model, optimizer, total_steps=state.max_steps)
         self.reports, self._unlogged = [], None
         if state.global_step > 0:
@@ -109,9 +114,16 @@ class SRigLCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.srigl is not None:
-            self.srigl.close()
-            self.srigl = None
+        if self.srigl is None:
+            return
+        if any(layer.budget > layer.smallest_budget for layer in self.srigl.layers.values()):
+            logger.warning(
+                f"Training ended at step {state.global_step}, before the ramp (ramp_until={self.srigl.config.ramp_until} of "
+                f"{state.max_steps} steps) reached the sparsity of {self.srigl.config.sparsity}: the model is denser. Resume "
+                "it to the end, or densify() it and sparsify() it anew at that sparsity."
+            )
+        self.srigl.close()
+        self.srigl = None
 
     def _resume(self, srigl: SRigL, args: TrainingArguments, state: TrainerState) -> None:
         folders = [self.resume_from, args.resume_from_checkpoint, _checkpoint_folder(args, state)]

@@ -93,6 +93,14 @@ class SRigLConfig:
         metadata={"help": "Spread the layers' updates over the interval, so that few dense gradients exist at once."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of everything random about the topology."})
+    ramp_until: float | None = field(
+        default=None,
+        metadata={
+            "help": "Reach the sparsity gradually: fan-in falls by a cubic schedule over this share of training. null "
+            "starts at the full sparsity, which costs least memory; pretrained models lose less with a ramp."
+        },
+    )
+    ramp_from: float = field(default=0.0, metadata={"help": "Sparsity at the start of the ramp; 0 is dense."})
 
     quant_method: ClassVar[str] = "srigl"  # what transformers' loading looks for
 
@@ -121,12 +129,33 @@ class SRigLConfig:
         _check_number("stop_updates_at", self.stop_updates_at, "a number in [0, 1]", lambda v: 0 <= v <= 1)
         if self.gamma_sal is not None:
             _check_number("gamma_sal", self.gamma_sal, "a number in [0, 1], or None", lambda v: 0 <= v <= 1)
+        self._check_ramp()
         if not isinstance(self.stagger, bool):
             raise ValueError(f"stagger must be True or False, got {self.stagger!r}")
         if self.stagger and self.update_every is None:
             raise ValueError("stagger=True spreads topology updates, but update_every=None means there are none")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"seed must be a whole number, got {self.seed!r}")
+
+    def _check_ramp(self) -> None:
+        _check_number("ramp_from", self.ramp_from, "a number in [0, 1)", lambda v: 0 <= v < 1)
+        if self.ramp_until is None:
+            if self.ramp_from:
+                raise ValueError(f"ramp_from={self.ramp_from} starts a ramp that has no end: set ramp_until too")
+            return
+        _check_number("ramp_until", self.ramp_until, "a number in (0, 1], or None", lambda v: 0 < v <= 1)
+        if self.update_every is None:
+            raise ValueError(
+                "ramp_until needs topology updates to lower the fan-in, but update_every=None means there are none; "
+                "set update_every (drop_fraction=0 lowers it without regrowth)"
+            )
+        if self.ramp_until > self.stop_updates_at:
+            raise ValueError(
+                f"the ramp must end before the updates do: expected ramp_until <= stop_updates_at = "
+                f"{self.stop_updates_at}, got {self.ramp_until}"
+            )
+        if self.ramp_from >= self.sparsity:
+            raise ValueError(f"ramp_from must be below the sparsity to reach, {self.sparsity}, got {self.ramp_from}")
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-ready values.

@@ -18,6 +18,7 @@ from hf_srigl import topology
 from hf_srigl.config import SRigLConfig
 from hf_srigl.distribution import fan_in_per_layer
 from hf_srigl.linear import CondensedLinear
+from hf_srigl.ramp import final_budgets
 from hf_srigl.targets import find_targets
 
 FORMAT_VERSION = 1
@@ -57,7 +58,8 @@ def sparsify(model: nn.Module, config: SRigLConfig) -> nn.Module:
         )
     targets = find_targets(model, config)
     shapes = {name: _dense_weight(module).shape for name, module in targets.items()}
-    fan_ins = fan_in_per_layer({n: (s[0], s[1]) for n, s in shapes.items()}, config.sparsity, config.distribution)
+    start = config.sparsity if config.ramp_until is None else config.ramp_from
+    fan_ins = fan_in_per_layer({n: (s[0], s[1]) for n, s in shapes.items()}, start, config.distribution)
     for name, module in targets.items():
         if not module.weight.is_floating_point():
             raise ValueError(f"layer {name}: expected floating point weights, found {module.weight.dtype} (quantized?)")
@@ -168,10 +170,24 @@ def attach(model: nn.Module, config: SRigLConfig) -> None:
         _attach_format(part, config)
 
 
+def is_on_ramp(model: nn.Module) -> bool:
+    """Whether some layer is still denser than the sparsity that was asked for, so that training has to go on."""
+    return any(layer.budget > layer.smallest_budget for layer in condensed_layers(model).values())
+
+
+def refresh_budgets(model: nn.Module) -> None:
+    """Let the configuration that will be saved know the layers' budgets after a change."""
+    for part in _outermost_pretrained(model):
+        part.config.quantization_config.layers = _budgets(part)
+
+
+def _budgets(model: nn.Module) -> dict[str, int]:
+    return {name: layer.budget for name, layer in condensed_layers(model).items()}
+
+
 def _attach_format(model: PreTrainedModel, config: SRigLConfig) -> None:
-    layers = {name: layer.budget for name, layer in condensed_layers(model).items()}
     quantizer = AutoHfQuantizer.from_config(
-        {"quant_method": "srigl", "format_version": FORMAT_VERSION, "layers": layers, **config.to_dict()},
+        {"quant_method": "srigl", "format_version": FORMAT_VERSION, "layers": _budgets(model), **config.to_dict()},
         pre_quantized=True,
     )
     model.hf_quantizer = quantizer
@@ -209,6 +225,9 @@ def _give_own_config(model: PreTrainedModel) -> None:
 
 def _remember(model: nn.Module, config: SRigLConfig) -> None:
     model.__dict__["srigl_config"] = config
+    layers = condensed_layers(model)
+    for name, budget in final_budgets(layers, config).items():
+        layers[name].smallest_budget = budget
     hide_topology_from_ddp(model)
 
 

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel, Trainer
 from hf_srigl.callback import SRigLCallback, check_arguments
 from hf_srigl.config import SRigLConfig
 from hf_srigl.hub import write_card
-from hf_srigl.surgery import attach, condensed_layers, config_of, hide_topology_from_ddp, sparsify
+from hf_srigl.surgery import attach, condensed_layers, config_of, hide_topology_from_ddp, is_on_ramp, sparsify
 
 # What a condensed model cannot change any more; every other option may differ in a later training.
-_FIXED = ("sparsity", "distribution", "target_modules", "exclude_modules", "init")
+_FIXED = ("sparsity", "distribution", "target_modules", "exclude_modules", "init", "ramp_until", "ramp_from")
 
 
 if TYPE_CHECKING:  # the mixin's `super()` is whatever Trainer it is mixed into
@@ -71,6 +71,12 @@ class SRigLTrainerMixin(_TrainerMethods):
         if self.is_world_process_zero():
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             write_card(model, path, self.hub_model_id or self.args.output_dir)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """The Trainer's; a model that is still on its ramp is denser than what was asked for, and never the best."""
+        if is_on_ramp(self.model):
+            return False
+        return super()._determine_best_metric(metrics, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._srigl_callback.resume_from = resume_from_checkpoint

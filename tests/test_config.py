@@ -14,11 +14,11 @@ from hf_srigl.schedule import drop_fraction_at, floor_count, is_update_step, sta
 
 
 def test_defaults_are_the_documented_ones():
-    expected = (0.9, "uniform", None, None, (), "magnitude", 100, 0.3, 0.75, 0.3, "gradient", False, 0)
+    expected = (0.9, "uniform", None, None, (), "magnitude", 100, 0.3, 0.75, 0.3, "gradient", False, 0, None, 0.0)
     assert tuple(getattr(SRigLConfig(), f.name) for f in dataclasses.fields(SRigLConfig)) == expected
     assert [f.name for f in dataclasses.fields(SRigLConfig)] == (
         "sparsity distribution target_modules exclude_modules never_ablate init "
-        "update_every drop_fraction stop_updates_at gamma_sal grow stagger seed"
+        "update_every drop_fraction stop_updates_at gamma_sal grow stagger seed ramp_until ramp_from"
     ).split()
 
 

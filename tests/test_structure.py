@@ -24,6 +24,7 @@ ORDER = [
     "ops.choose",
     "ops",
     "linear",
+    "ramp",
     "targets",
     "surgery",
     "sharding",
