@@ -30,7 +30,7 @@ def check_whole(layers: dict[str, CondensedLinear]) -> None:
         if sharded:
             raise ValueError(
                 f"layer {name}: expected a whole weight of shape {tuple(layer.indices.shape)} on every rank, found it "
-                "sharded; train condensed models with DDP (they need a fraction of the memory), not with FSDP or tensor parallelism"
+                "sharded; train condensed models with DDP (they need a fraction of the memory), not FSDP or tensor parallelism"
             )
 
 
