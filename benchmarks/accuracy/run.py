@@ -65,7 +65,8 @@ def main() -> None:
 def train(task: Task, run: dict[str, Any]) -> dict[str, Any]:
     """One training; its score on the validation and the test split, and what it took."""
     start = time.process_time()  # of this process's cores, so that other work on the machine does not count
-    config = config_of(run["method"], run["sparsity"], run["seed"], **run["overrides"])
+    overrides = {**({"exclude_modules": list(task.head)} if task.head else {}), **run["overrides"]}
+    config = config_of(run["method"], run["sparsity"], run["seed"], **overrides)
     with tempfile.TemporaryDirectory() as folder:
         training_arguments = TrainingArguments(
             output_dir=folder,

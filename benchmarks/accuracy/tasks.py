@@ -43,6 +43,7 @@ class Task:
     model: Callable[[int], nn.Module]
     collator: Any
     metric: str  # "accuracy" (higher is better) or "perplexity"
+    head: tuple[str, ...] = ()  # to leave dense where the model's structure does not tell
 
 
 class Rows(Dataset):
@@ -89,13 +90,13 @@ class MLP(nn.Module):
         )
 
 
-def fashion(data: Path | None, build: Callable[[], nn.Module]) -> Task:
+def fashion(data: Path | None, build: Callable[[], nn.Module], head: tuple[str, ...] = ()) -> Task:
     """Fashion-MNIST: 55,000 / 5,000 / 10,000 images."""
     folder = FASHION_MNIST if data is None else data
     images, labels = (_idx(folder / f"train-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
     test = (_idx(folder / f"t10k-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
     train, validation = (Images(images[part], labels[part]) for part in (slice(None, -5000), slice(-5000, None)))
-    return Task(train, validation, Images(*test), _seeded(build), DefaultDataCollator(), "accuracy")
+    return Task(train, validation, Images(*test), _seeded(build), DefaultDataCollator(), "accuracy", head)
 
 
 def vit() -> nn.Module:
@@ -163,7 +164,7 @@ def shakespeare(data: Path | None) -> Task:
 
 
 TASKS: dict[str, Callable[[Path | None], Task]] = {
-    "fashion-mlp": lambda data: fashion(data, MLP),
+    "fashion-mlp": lambda data: fashion(data, MLP, ("classifier",)),
     "fashion-vit": lambda data: fashion(data, vit),
     "trec": trec,
     "movies": movies,
