@@ -57,11 +57,12 @@ class SRigLConfig:
         default_factory=list,
         metadata={"help": "Name suffixes of target layers that keep all their neurons, besides queries, keys, values."},
     )
-    init: Literal["magnitude", "random"] = field(
+    init: Literal["magnitude", "random", "wanda"] = field(
         default="magnitude",
         metadata={
             "help": "First topology: the largest weights of each neuron (magnitude, for pretrained models), or random "
-            "positions with fresh values of standard deviation 1/sqrt(fan-in) (random, for training from scratch)."
+            "positions with fresh values of standard deviation 1/sqrt(fan-in) (random, for training from scratch), or "
+            "the largest weights times the norm of their inputs on some training data (wanda, for pretrained models)."
         },
     )
     update_every: float | None = field(
@@ -154,6 +155,11 @@ class SRigLConfig:
                 f"the ramp must end before the updates do: expected ramp_until <= stop_updates_at = "
                 f"{self.stop_updates_at}, got {self.ramp_until}"
             )
+        if self.init == "wanda" and self.ramp_from == 0:
+            raise ValueError(
+                "init='wanda' chooses the first topology, but a ramp from dense has nothing to choose: set ramp_from, or "
+                "use init='magnitude'"
+            )
         if self.ramp_from >= self.sparsity:
             raise ValueError(f"ramp_from must be below the sparsity to reach, {self.sparsity}, got {self.ramp_from}")
 
@@ -215,7 +221,11 @@ class SRigLConfig:
             return cls.from_dict(json.load(file))
 
 
-_CHOICES = {"distribution": ("uniform", "erk"), "init": ("magnitude", "random"), "grow": ("gradient", "random")}
+_CHOICES = {
+    "distribution": ("uniform", "erk"),
+    "init": ("magnitude", "random", "wanda"),
+    "grow": ("gradient", "random"),
+}
 
 
 def _check_number(name: str, value: Any, expected: str, accept: Any) -> None:

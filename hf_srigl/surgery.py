@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from hf_srigl import topology
+from hf_srigl.calibration import input_norms
 from hf_srigl.config import SRigLConfig
 from hf_srigl.distribution import fan_in_per_layer
 from hf_srigl.linear import CondensedLinear
@@ -24,7 +25,7 @@ from hf_srigl.targets import find_targets
 FORMAT_VERSION = 1
 
 
-def sparsify(model: nn.Module, config: SRigLConfig) -> nn.Module:
+def sparsify(model: nn.Module, config: SRigLConfig, *, calibration: Iterable[Any] | None = None) -> nn.Module:
     """Make the target layers of `model` condensed, in place, and return the model.
 
     A Hugging Face model also learns how to save and load its condensed form: `save_pretrained`, `from_pretrained`,
@@ -34,10 +35,12 @@ def sparsify(model: nn.Module, config: SRigLConfig) -> nn.Module:
     Args:
         model: any module; which layers are targets is told by `hf_srigl.targets.find_targets`.
         config: sparsity, distribution, targets and start (`init`); the rest is for training.
+        calibration: for ``init="wanda"``: batches (a DataLoader, say) to run the model on, 128 examples are enough; each
+            a dict, list, tuple or tensor (`hf_srigl.calibration.input_norms`).
 
     Raises:
-        ValueError: the model is condensed already, nothing matches, a layer named explicitly cannot be made sparse, or
-            weights are not finite. The model is unchanged then.
+        ValueError: the model is condensed already, nothing matches, a layer named explicitly cannot be made sparse,
+            weights are not finite, or calibration data is missing or not wanted. The model is unchanged then.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 2))
@@ -63,14 +66,28 @@ def sparsify(model: nn.Module, config: SRigLConfig) -> nn.Module:
     for name, module in targets.items():
         if not module.weight.is_floating_point():
             raise ValueError(f"layer {name}: expected floating point weights, found {module.weight.dtype} (quantized?)")
-        if config.init == "magnitude" and not bool(torch.isfinite(module.weight).all()):
+        if config.init != "random" and not bool(torch.isfinite(module.weight).all()):
             raise ValueError(f"layer {name}: expected finite weights, found NaN or inf; load a sound checkpoint")
+    norms = _norms(model, targets, config, calibration)
     for name, module in targets.items():
-        _replace(model, module, _condense(name, module, fan_ins[name], config))
+        _replace(model, module, _condense(name, module, fan_ins[name], config, norms.get(name)))
     for part in _outermost_pretrained(model):
         _give_own_config(part)
     attach(model, config)
     return model
+
+
+def _norms(
+    model: nn.Module, targets: Mapping[str, nn.Module], config: SRigLConfig, calibration: Iterable[Any] | None
+) -> dict[str, torch.Tensor]:
+    if config.init == "wanda" and calibration is None:
+        raise ValueError(
+            "init='wanda' needs data: sparsify(model, config, calibration=dataloader); SparseTrainer takes it from its "
+            "train_dataset. While loading (from_pretrained) there is none: load the model dense first"
+        )
+    if config.init != "wanda" and calibration is not None:
+        raise ValueError(f"calibration data is for init='wanda' only, got init={config.init!r}")
+    return {} if calibration is None else input_norms(model, targets, calibration)
 
 
 def densify(model: nn.Module) -> nn.Module:
@@ -266,11 +283,15 @@ def _dense_weight(module: nn.Linear | Conv1D) -> torch.Tensor:
     return weight.t() if isinstance(module, Conv1D) else weight
 
 
-def _condense(name: str, module: nn.Linear | Conv1D, fan_in: int, config: SRigLConfig) -> CondensedLinear:
+def _condense(
+    name: str, module: nn.Linear | Conv1D, fan_in: int, config: SRigLConfig, norms: torch.Tensor | None
+) -> CondensedLinear:
     weight = _dense_weight(module)
     n_out, n_in = weight.shape
     if config.init == "magnitude":
         mask = topology.magnitude_mask(weight, fan_in)
+    elif norms is not None:
+        mask = topology.magnitude_mask(weight.float() * norms, fan_in)
     else:
         generator = generator_for(config.seed, "init", name)
         mask = topology.random_mask((n_out, n_in), fan_in, generator).to(weight.device)

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer
 
 from hf_srigl.callback import SRigLCallback, check_arguments
 from hf_srigl.config import SRigLConfig
 from hf_srigl.hub import write_card
-from hf_srigl.surgery import attach, condensed_layers, config_of, hide_topology_from_ddp, is_on_ramp, sparsify
+from hf_srigl.surgery import (
+    attach,
+    condensed_layers,
+    config_of,
+    generator_for,
+    hide_topology_from_ddp,
+    is_on_ramp,
+    sparsify,
+)
+
+CALIBRATION_EXAMPLES = 128  # as many as the Wanda paper takes
 
 # What a condensed model cannot change any more; every other option may differ in a later training.
 _FIXED = ("sparsity", "distribution", "target_modules", "exclude_modules", "init", "ramp_until", "ramp_from")
@@ -45,7 +58,9 @@ class SRigLTrainerMixin(_TrainerMethods):
         if srigl_config is not None and not isinstance(srigl_config, SRigLConfig):
             raise TypeError(f"srigl_config must be an SRigLConfig, got {type(srigl_config).__name__}")
         self._srigl_config = srigl_config
+        self._has_data = False  # model_init is called before the Trainer knows its data
         super().__init__(*args, **kwargs)
+        self._has_data = True
         check_arguments(self.args)
         if not condensed_layers(self.model) and self.optimizer is not None:
             raise ValueError(
@@ -62,7 +77,9 @@ class SRigLTrainerMixin(_TrainerMethods):
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """The Trainer's, sparsified."""
-        return self._make_sparse(super().call_model_init(trial))
+        model = super().call_model_init(trial)
+        needs_data = self._srigl_config is not None and self._srigl_config.init == "wanda"
+        return model if needs_data and not self._has_data else self._make_sparse(model)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The Trainer's, and how to load a condensed model, and its sparsity table."""
@@ -90,7 +107,7 @@ class SRigLTrainerMixin(_TrainerMethods):
                     "the model is dense and there is no srigl_config: pass srigl_config=SRigLConfig(sparsity=...), or a "
                     "model made by sparsify() or loaded condensed"
                 )
-            return sparsify(model, given)
+            return sparsify(model, given, calibration=self._calibration() if given.init == "wanda" else None)
         carried = config_of(model)
         if given is None or given == carried:
             return model
@@ -103,6 +120,20 @@ class SRigLTrainerMixin(_TrainerMethods):
                 )
         attach(model, given)
         return model
+
+    def _calibration(self) -> Iterator[Any]:
+        """Some batches of the training data, in an order of their own."""
+        if self.train_dataset is None:
+            raise ValueError("init='wanda' needs a train_dataset to calibrate on, got none")
+        iterable = isinstance(self.train_dataset, IterableDataset)
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            shuffle=None if iterable else True,
+            generator=generator_for(self._srigl_config.seed if self._srigl_config else 0, "calibration"),
+            collate_fn=self._get_collator_with_removed_columns(self.data_collator, description="calibration"),
+        )
+        return itertools.islice(iter(loader), -(-CALIBRATION_EXAMPLES // self.args.train_batch_size))
 
 
 class SparseTrainer(SRigLTrainerMixin, Trainer):
