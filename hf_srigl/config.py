@@ -102,12 +102,19 @@ class SRigLConfig:
         },
     )
     ramp_from: float = field(default=0.0, metadata={"help": "Sparsity at the start of the ramp; 0 is dense."})
+    structure: Literal["constant_fan_in", "unstructured"] = field(
+        default="constant_fan_in",
+        metadata={
+            "help": "Every neuron has as many inputs (SRigL), or weights may be anywhere in a layer (RigL): a baseline for "
+            "comparisons, which saves no time."
+        },
+    )
 
     quant_method: ClassVar[str] = "srigl"  # what transformers' loading looks for
 
     def __post_init__(self) -> None:
         _check_number("sparsity", self.sparsity, "a number in [0, 1)", lambda v: 0 <= v < 1)
-        for name in ("distribution", "init", "grow"):
+        for name in _CHOICES:
             choices = _CHOICES[name]
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
@@ -131,6 +138,11 @@ class SRigLConfig:
         if self.gamma_sal is not None:
             _check_number("gamma_sal", self.gamma_sal, "a number in [0, 1], or None", lambda v: 0 <= v <= 1)
         self._check_ramp()
+        if self.structure == "unstructured" and (self.gamma_sal is not None or self.ramp_until is not None):
+            raise ValueError(
+                "structure='unstructured' is a baseline without neuron ablation and without a ramp: set gamma_sal=None and "
+                f"ramp_until=None, got {self.gamma_sal} and {self.ramp_until}"
+            )
         if not isinstance(self.stagger, bool):
             raise ValueError(f"stagger must be True or False, got {self.stagger!r}")
         if self.stagger and self.update_every is None:
@@ -225,6 +237,7 @@ _CHOICES = {
     "distribution": ("uniform", "erk"),
     "init": ("magnitude", "random", "wanda"),
     "grow": ("gradient", "random"),
+    "structure": ("constant_fan_in", "unstructured"),
 }
 
 

@@ -307,12 +307,18 @@ class CondensedLinear(nn.Module):
             return "weight, indices and active belong together"
         if not weight.is_floating_point():
             return f"tensor weight: expected a floating point dtype, found {weight.dtype}"
-        if indices.dtype != topology.index_dtype(self.in_features):  # another one could overflow
-            return f"tensor indices: expected {topology.index_dtype(self.in_features)}, found {indices.dtype}"
+        if indices.dtype != self._index_dtype():  # another one could overflow
+            return f"tensor indices: expected {self._index_dtype()}, found {indices.dtype}"
         if active.dtype != torch.bool:
             return f"tensor active: expected bool, found {active.dtype}"
-        problem = topology.find_problem(indices, active, self.in_features)
+        problem = self._find_problem(indices, active)
         return None if problem is None else f"tensors indices and active: {problem}"
+
+    def _index_dtype(self) -> torch.dtype:
+        return topology.index_dtype(self.in_features)
+
+    def _find_problem(self, indices: Tensor, active: Tensor) -> str | None:
+        return topology.find_problem(indices, active, self.in_features)
 
     def extra_repr(self) -> str:
         shape = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

@@ -17,6 +17,7 @@ from hf_srigl.exploration import Explored
 from hf_srigl.linear import CondensedLinear
 from hf_srigl.optimizers import check_optimizer, fit_state, movable_state, unwrap
 from hf_srigl.ramp import Ramp
+from hf_srigl.rigl import rigl_mask
 from hf_srigl.schedule import drop_fraction_at, floor_count, is_update_step, stagger_offsets, update_interval
 from hf_srigl.surgery import condensed_layers, config_of, generator_for, refresh_budgets
 from hf_srigl.targets import may_ablate
@@ -201,7 +202,8 @@ class SRigL:
             return
         layer.dense_grad.commit(afresh=layer.weight.grad is None)
         is_last = self._accumulation is not None and self._accumulation.sync_gradients
-        if is_last and sharding.world_size() == 1 and not self._ramp.lowers(name, self.steps + 1):
+        constant = self.config.structure == "constant_fan_in"
+        if is_last and constant and sharding.world_size() == 1 and not self._ramp.lowers(name, self.steps + 1):
             layer.dense_grad.prune(functools.partial(self._decisive, name))
 
     def _decisive(self, name: str, gradient: Tensor) -> Tensor:
@@ -273,7 +275,9 @@ class SRigL:
         weight, new, budget = layer.to_dense(), layer.mask(), self._ramp.budget(name, self.steps)
         if budget < layer.budget:
             new = topology.trim_mask(weight, new, budget // int(layer.active.sum()))
-        if grows:
+        if grows and self.config.structure == "unstructured":
+            new = rigl_mask(weight, new, self._growth_scores(name, layer), drop_fraction=drop_fraction)
+        elif grows:
             new = topology.update_mask(
                 weight,
                 new,

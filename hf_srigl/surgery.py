@@ -21,6 +21,7 @@ from hf_srigl.distribution import fan_in_per_layer
 from hf_srigl.linear import CondensedLinear
 from hf_srigl.ramp import final_budgets
 from hf_srigl.targets import find_targets
+from hf_srigl.unstructured import UnstructuredLinear
 
 FORMAT_VERSION = 1
 
@@ -162,7 +163,7 @@ def insert_empty(model: nn.Module, budgets: Mapping[str, int], config: SRigLConf
         weight = _dense_weight(module)
         n_out, n_in = weight.shape
         try:
-            layer = CondensedLinear(
+            layer = _kind(config)(
                 n_in,
                 n_out,
                 budget,
@@ -288,20 +289,28 @@ def _condense(
 ) -> CondensedLinear:
     weight = _dense_weight(module)
     n_out, n_in = weight.shape
+    kind, rows, count = _kind(config), (n_out, n_in), fan_in
+    if kind is UnstructuredLinear:  # one choice for the whole layer instead of one for each row
+        rows, count = (1, n_out * n_in), n_out * fan_in
     if config.init == "magnitude":
-        mask = topology.magnitude_mask(weight, fan_in)
+        mask = topology.magnitude_mask(weight.reshape(rows), count)
     elif norms is not None:
-        mask = topology.magnitude_mask(weight.float() * norms, fan_in)
+        mask = topology.magnitude_mask((weight.float() * norms).reshape(rows), count)
     else:
         generator = generator_for(config.seed, "init", name)
-        mask = topology.random_mask((n_out, n_in), fan_in, generator).to(weight.device)
+        mask = topology.random_mask(rows, count, generator).to(weight.device)
         fresh = torch.randn(n_out, n_in, generator=generator) / math.sqrt(fan_in)  # activations keep their variance
         weight = fresh.to(weight.device, weight.dtype)
     bias = None if module.bias is None else module.bias.detach()
-    layer = CondensedLinear.from_dense(weight, mask, bias, budget=n_out * fan_in, transposed=isinstance(module, Conv1D))
+    mask = mask.view(n_out, n_in)
+    layer = kind.from_dense(weight, mask, bias, budget=n_out * fan_in, transposed=isinstance(module, Conv1D))
     layer.weight.requires_grad_(module.weight.requires_grad)
     layer.bias = module.bias  # the same object: it may be tied
     return layer.train(module.training)
+
+
+def _kind(config: SRigLConfig) -> type[CondensedLinear]:
+    return CondensedLinear if config.structure == "constant_fan_in" else UnstructuredLinear
 
 
 def _expand(layer: CondensedLinear) -> nn.Linear | Conv1D:

@@ -27,7 +27,16 @@ from hf_srigl.surgery import (
 CALIBRATION_EXAMPLES = 128  # as many as the Wanda paper takes
 
 # What a condensed model cannot change any more; every other option may differ in a later training.
-_FIXED = ("sparsity", "distribution", "target_modules", "exclude_modules", "init", "ramp_until", "ramp_from")
+_FIXED = (
+    "sparsity",
+    "distribution",
+    "target_modules",
+    "exclude_modules",
+    "init",
+    "ramp_until",
+    "ramp_from",
+    "structure",
+)
 
 
 if TYPE_CHECKING:  # the mixin's `super()` is whatever Trainer it is mixed into

@@ -14,6 +14,8 @@ METHODS: dict[str, dict[str, Any] | None] = {
     # from scratch
     "static": {**_SCRATCH, "update_every": None},
     "set": {**_SCRATCH, "grow": "random", "gamma_sal": None},
+    "static-unstructured": {**_SCRATCH, "update_every": None, "structure": "unstructured", "gamma_sal": None},
+    "rigl": {**_SCRATCH, "structure": "unstructured", "gamma_sal": None},
     "srigl-no-ablation": {**_SCRATCH, "gamma_sal": None},
     "srigl-0.3": {**_SCRATCH, "gamma_sal": 0.3},
     "srigl-0.9": {**_SCRATCH, "gamma_sal": 0.9},
