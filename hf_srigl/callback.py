@@ -22,6 +22,7 @@ from hf_srigl.updates import UpdateReport
 
 logger = logging.get_logger(__name__)
 
+DEFAULT_LEARNING_RATE = TrainingArguments.learning_rate
 STATE_FILE = "srigl_state.safetensors"
 
 
@@ -78,6 +79,11 @@ class SRigLCallback(TrainerCallback):
             raise ValueError(
                 "load_best_model_at_end would pick a checkpoint from the ramp, where the model is denser and better: use "
                 "SparseTrainer, which compares only models at the final sparsity, or leave out ramp_until"
+            )
+        if args.learning_rate == DEFAULT_LEARNING_RATE:
+            logger.warning_once(
+                f"The learning rate is the Trainer's default, {DEFAULT_LEARNING_RATE}. A sparse model wants about three times "
+                "the rate that is best for its dense twin; set TrainingArguments(learning_rate=...)."
             )
         self.srigl = SRigL(model, optimizer, total_steps=state.max_steps)
         self.reports, self._unlogged = [], None

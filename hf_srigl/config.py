@@ -175,6 +175,37 @@ class SRigLConfig:
         if self.ramp_from >= self.sparsity:
             raise ValueError(f"ramp_from must be below the sparsity to reach, {self.sparsity}, got {self.ramp_from}")
 
+    @classmethod
+    def for_finetuning(cls, sparsity: float = 0.9, **options: Any) -> SRigLConfig:
+        """What keeps most of a pretrained model's quality: a ramp from dense with regrowth, nobody ablated.
+
+        Use about three times the learning rate that is best for the dense model; `docs/accuracy.md` has the evidence.
+
+        Args:
+            sparsity: to be reached after 60 % of the training. options: any other field, also instead of the recipe's.
+
+        Example:
+            >>> config = SRigLConfig.for_finetuning(0.8)
+            >>> config.ramp_until, config.update_every, config.gamma_sal, config.init
+            (0.6, 0.04, None, 'magnitude')
+        """
+        recipe = {"init": "magnitude", "ramp_until": 0.6, "update_every": 0.04, "gamma_sal": None}
+        return cls(**{"sparsity": sparsity, **recipe, **options})
+
+    @classmethod
+    def for_pretraining(cls, sparsity: float = 0.9, **options: Any) -> SRigLConfig:
+        """Sparse from the first step to the last, from random weights: a tenth of the memory all the way.
+
+        Args:
+            sparsity: of the target layers. options: any other field, also instead of the recipe's.
+
+        Example:
+            >>> config = SRigLConfig.for_pretraining(0.9)
+            >>> config.init, config.gamma_sal, config.ramp_until
+            ('random', 0.9, None)
+        """
+        return cls(**{"sparsity": sparsity, "init": "random", "gamma_sal": 0.9, **options})
+
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-ready values.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from hf_srigl.targets import may_ablate
 from hf_srigl.updates import LayerUpdate, UpdateReport
 
 logger = logging.getLogger(__name__)
+
+FEW_UPDATES = 10
 
 
 class SRigL:
@@ -87,6 +90,7 @@ class SRigL:
         if config.stagger and self._interval is not None:
             self._offsets |= dict(zip(self.trained, stagger_offsets(len(self.trained), self._interval), strict=True))
         self._model, self._ramp = model, Ramp(layers, config, total_steps)
+        self._warn_of_few_updates()
         for layer in layers.values():
             sharding.broadcast_topology(layer)
         self._explored = {name: Explored.of(layer.mask()) for name, layer in layers.items()}
@@ -157,6 +161,20 @@ class SRigL:
         for layer in self.layers.values() if self._ramp.end is not None else ():
             fit_state(self.optimizer, layer.weight)  # as several processes on a ramp have saved it
         self._arm()
+
+    def _warn_of_few_updates(self) -> None:
+        if self._interval is None:
+            return
+        updates = math.ceil(round(self.config.stop_updates_at * self.total_steps, 9) / self._interval) - 1
+        if updates < FEW_UPDATES:
+            logger.warning(
+                "update_every=%s leaves %d topology updates in %d steps, too few to find a good topology; a share of the "
+                "steps such as update_every=0.04 gives %d",
+                self.config.update_every,
+                max(0, updates),
+                self.total_steps,
+                math.ceil(self.config.stop_updates_at / 0.04) - 1,
+            )
 
     def _due(self, step: int) -> list[str]:
         """Names of the layers whose topology changes right after optimizer step `step`.

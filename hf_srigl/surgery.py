@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
+from transformers.utils import logging
 
 from hf_srigl import topology
 from hf_srigl.calibration import input_norms
@@ -22,6 +23,8 @@ from hf_srigl.linear import CondensedLinear
 from hf_srigl.ramp import final_budgets
 from hf_srigl.targets import find_targets
 from hf_srigl.unstructured import UnstructuredLinear
+
+logger = logging.get_logger(__name__)
 
 FORMAT_VERSION = 1
 
@@ -69,6 +72,11 @@ def sparsify(model: nn.Module, config: SRigLConfig, *, calibration: Iterable[Any
             raise ValueError(f"layer {name}: expected floating point weights, found {module.weight.dtype} (quantized?)")
         if config.init != "random" and not bool(torch.isfinite(module.weight).all()):
             raise ValueError(f"layer {name}: expected finite weights, found NaN or inf; load a sound checkpoint")
+    if config.init == "random" and isinstance(model, PreTrainedModel) and model.name_or_path:
+        logger.warning_once(
+            f"{type(model).__name__} was loaded from {model.name_or_path}, but init='random' draws new weights for its target "
+            "layers; to keep the pretrained ones use init='magnitude', or SRigLConfig.for_finetuning(...)."
+        )
     norms = _norms(model, targets, config, calibration)
     for name, module in targets.items():
         _replace(model, module, _condense(name, module, fan_ins[name], config, norms.get(name)))

@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer
 
 from hf_srigl.callback import SRigLCallback, check_arguments
 from hf_srigl.config import SRigLConfig
+from hf_srigl.distillation import distillation_loss, token_weights
 from hf_srigl.hub import write_card
 from hf_srigl.surgery import (
     attach,
@@ -48,22 +50,35 @@ else:
 class SRigLTrainerMixin(_TrainerMethods):
     """Makes any Trainer train condensed: ``class SparseSFT(SRigLTrainerMixin, SFTTrainer): ...``.
 
-    Takes the Trainer's arguments and one more:
+    Takes the Trainer's arguments and these:
 
     Args:
         srigl_config: how to sparsify a dense model. A model that is condensed already trains on with the configuration
             it carries; a `srigl_config` given then may change the training options (`update_every`, `gamma_sal`, ...),
-            but not what is fixed (`sparsity`, `distribution`, targets, `init`).
+            but not what is fixed (`sparsity`, `distribution`, targets, `init`, `structure`, the ramp).
+        teacher: a dense model with the same labels or vocabulary, to learn from beside the labels; never trained or
+            saved. It takes the same inputs.
+        distillation_temperature: T > 0 of `hf_srigl.distillation.distillation_loss`.
+        distillation_weight: in (0, 1], the share of the distillation loss; the rest is the Trainer's own loss.
 
     The model is sparsified when the Trainer is built (with `model_init`, every time it is called), before the optimizer
     exists; topology updates run through `SRigLCallback`, their numbers go to the Trainer's log.
 
     Raises:
         ValueError: a dense model without `srigl_config`, a configuration that contradicts a condensed model, an
-            optimizer passed in for a model that is still dense, or arguments that cannot train a condensed model.
+            optimizer passed in for a model that is still dense, arguments that cannot train a condensed model, or a
+            teacher that is the model itself.
     """
 
-    def __init__(self, *args: Any, srigl_config: SRigLConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        srigl_config: SRigLConfig | None = None,
+        teacher: nn.Module | None = None,
+        distillation_temperature: float = 2.0,
+        distillation_weight: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
         if srigl_config is not None and not isinstance(srigl_config, SRigLConfig):
             raise TypeError(f"srigl_config must be an SRigLConfig, got {type(srigl_config).__name__}")
         self._srigl_config = srigl_config
@@ -76,6 +91,15 @@ class SRigLTrainerMixin(_TrainerMethods):
                 "the optimizer passed in holds the parameters of the dense model: call sparsify(model, srigl_config) "
                 "first and build the optimizer from the result, or let the Trainer create it"
             )
+        if teacher is self.model:
+            raise ValueError("the teacher is the model that becomes sparse: pass a copy, copy.deepcopy(model)")
+        if not distillation_temperature > 0 or not 0 < distillation_weight <= 1:
+            raise ValueError(
+                "expected distillation_temperature above 0 and distillation_weight in (0, 1], got "
+                f"{distillation_temperature} and {distillation_weight}"
+            )
+        self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
+        self._temperature, self._distillation_weight = distillation_temperature, distillation_weight
         self._make_sparse(self.model)
         hide_topology_from_ddp(self.model)
         for callback in self.callback_handler.callbacks:
@@ -89,6 +113,26 @@ class SRigLTrainerMixin(_TrainerMethods):
         model = super().call_model_init(trial)
         needs_data = self._srigl_config is not None and self._srigl_config.init == "wanda"
         return model if needs_data and not self._has_data else self._make_sparse(model)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The Trainer's, in training with a teacher mixed with the distillation loss."""
+        if self.teacher is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with torch.no_grad():
+            expected = self.teacher(**inputs)["logits"]
+        weights = token_weights(inputs, expected.shape[:-1])
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        distilled = distillation_loss(outputs["logits"], expected, self._temperature, weights)
+        if self.model_accepts_loss_kwargs and num_items_in_batch is not None:  # the Trainer will not divide any more
+            distilled = distilled / self.current_gradient_accumulation_steps
+        loss = (1 - self._distillation_weight) * loss + self._distillation_weight * distilled
+        return (loss, outputs) if return_outputs else loss
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The Trainer's, and how to load a condensed model, and its sparsity table."""

@@ -39,6 +39,7 @@ ORDER = [
     "memory",
     "hub",
     "callback",
+    "distillation",
     "trainer",
     "plots",
     "demo",
