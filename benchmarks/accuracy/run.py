@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from methods import METHODS, config_of
+from methods import DISTILLED, METHODS, config_of
+from safetensors.torch import load_model, save_model
 from tasks import TASKS, Task
+from torch import nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from hf_srigl import SparseTrainer, sparsity_report
@@ -56,14 +58,18 @@ def main() -> None:
             continue
         done.add(_key(run))
         task = TASKS[arguments.task](arguments.data) if task is None else task
-        row = {**run, **train(task, run)}
+        teacher = None
+        if method in DISTILLED:
+            dense = {**run, "method": "dense", "sparsity": 0.0, "lr": arguments.teacher_lr, "overrides": {}}
+            teacher = _teacher(task, dense, output.parent / "teachers")
+        row = {**run, **train(task, run, teacher)[1]}
         with output.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
 
 
-def train(task: Task, run: dict[str, Any]) -> dict[str, Any]:
-    """One training; its score on the validation and the test split, and what it took."""
+def train(task: Task, run: dict[str, Any], teacher: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """One training; its model, its score on the validation and the test split, and what it took."""
     start = time.process_time()  # of this process's cores, so that other work on the machine does not count
     overrides = {**({"exclude_modules": list(task.head)} if task.head else {}), **run["overrides"]}
     config = config_of(run["method"], run["sparsity"], run["seed"], **overrides)
@@ -91,7 +97,9 @@ def train(task: Task, run: dict[str, Any]) -> dict[str, Any]:
             "data_collator": task.collator,
             "compute_metrics": _accuracy if task.metric == "accuracy" else None,
         }
-        trainer = Trainer(**options) if config is None else SparseTrainer(srigl_config=config, **options)
+        trainer = (
+            Trainer(**options) if config is None else SparseTrainer(srigl_config=config, teacher=teacher, **options)
+        )
         trainer.remove_callback(PrinterCallback)
         steps = trainer.train().global_step
         seconds = time.process_time() - start
@@ -103,13 +111,25 @@ def train(task: Task, run: dict[str, Any]) -> dict[str, Any]:
             )
     report = sparsity_report(trainer.model)
     neurons = sum(row.out_features for row in report.rows)
-    return {
+    return trainer.model, {
         **scores,
         "steps": steps,
         "cpu_seconds": round(seconds, 1),
         "target_sparsity": round(report.target_sparsity, 4),
         "active_neurons": round(sum(row.active_neurons for row in report.rows) / neurons, 4) if neurons else 1.0,
     }
+
+
+def _teacher(task: Task, run: dict[str, Any], folder: Path) -> nn.Module:
+    """The dense model of a run, trained once and kept in `folder`."""
+    path = folder / "-".join(str(run[key]) for key in ("task", "lr", "epochs", "batch", "seed"))
+    model = task.model(run["seed"])
+    if not path.exists():
+        trained, _ = train(task, run)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(trained, path)
+    load_model(model, path)
+    return model
 
 
 def _accuracy(prediction: Any) -> dict[str, float]:
@@ -128,6 +148,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--sparsity", nargs="+", type=float, default=[0.9], metavar="S")
     parser.add_argument("--lr", nargs="+", type=float, default=[3e-4])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--teacher-lr", type=float, default=3e-4, help="of the dense teacher of the -kd methods")
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument(
