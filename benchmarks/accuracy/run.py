@@ -25,6 +25,7 @@ from methods import DISTILLED, METHODS, config_of
 from safetensors.torch import load_model, save_model
 from tasks import TASKS, Task
 from torch import nn
+from torch.utils.data import Subset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from hf_srigl import SparseTrainer, sparsity_report
@@ -62,13 +63,15 @@ def main() -> None:
         if method in DISTILLED:
             dense = {**run, "method": "dense", "sparsity": 0.0, "lr": arguments.teacher_lr, "overrides": {}}
             teacher = _teacher(task, dense, output.parent / "teachers")
-        row = {**run, **train(task, run, teacher)[1]}
+        row = {**run, **train(task, run, teacher, arguments.evaluate)[1]}
         with output.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
 
 
-def train(task: Task, run: dict[str, Any], teacher: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
+def train(
+    task: Task, run: dict[str, Any], teacher: nn.Module | None = None, evaluate: int | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """One training; its model, its score on the validation and the test split, and what it took."""
     start = time.process_time()  # of this process's cores, so that other work on the machine does not count
     overrides = {**({"exclude_modules": list(task.head)} if task.head else {}), **run["overrides"]}
@@ -105,7 +108,8 @@ def train(task: Task, run: dict[str, Any], teacher: nn.Module | None = None) -> 
         seconds = time.process_time() - start
         scores = {}
         for name, dataset in (("validation", task.validation), ("test", task.test)):
-            metrics = trainer.evaluate(dataset)
+            part = dataset if evaluate is None else Subset(dataset, range(evaluate))
+            metrics = trainer.evaluate(part)
             scores[name] = (
                 100 * metrics["eval_accuracy"] if task.metric == "accuracy" else math.exp(metrics["eval_loss"])
             )
@@ -125,7 +129,7 @@ def _teacher(task: Task, run: dict[str, Any], folder: Path) -> nn.Module:
     path = folder / "-".join(str(run[key]) for key in ("task", "lr", "epochs", "batch", "seed"))
     model = task.model(run["seed"])
     if not path.exists():
-        trained, _ = train(task, run)
+        trained, _ = train(task, run, evaluate=1)
         folder.mkdir(parents=True, exist_ok=True)
         save_model(trained, path)
     load_model(model, path)
@@ -156,6 +160,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, help="folder of the data, where it is not where its package puts it")
     parser.add_argument("--output", type=Path, help="file of JSON lines (results/TASK.jsonl beside this file)")
+    parser.add_argument("--evaluate", type=int, metavar="N", help="examples to evaluate on (all), for a quick look")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
