@@ -34,13 +34,26 @@ def check_whole(layers: dict[str, CondensedLinear]) -> None:
             )
 
 
-def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """The mean of a float tensor over all ranks, in place."""
+def is_mine(place: int) -> bool:
+    """Whether this rank decides for the `place`-th layer of an update; the layers go round the ranks."""
+    return world_size() == 1 or dist.get_rank() == place % world_size()
+
+
+def mean_at_owner(tensor: Tensor, place: int) -> int:
+    """The mean of a float tensor over all ranks, in place, on the rank that `is_mine` names; elsewhere it is spoilt.
+
+    In the tensor's own dtype. Sums of bf16 or fp16 numbers rounded to the same format rank differently; `docs/scaling.md`
+    counts how often. Only one rank needs the mean, so half the bytes of an all-reduce move.
+
+    Returns:
+        The bytes that this rank gave to the reduction; 0 in a single process.
+    """
     ranks = world_size()
-    if ranks > 1:
-        dist.all_reduce(tensor)
-        tensor /= ranks
-    return tensor
+    if ranks == 1:
+        return 0
+    dist.reduce(tensor, dst=place % ranks)
+    tensor /= ranks
+    return tensor.numel() * tensor.element_size()
 
 
 def any_rank(flags: Tensor) -> Tensor:
@@ -64,8 +77,25 @@ def broadcast_topology(layer: CondensedLinear) -> None:
             tensor.copy_(copy)
 
 
-def broadcast_mask(mask: Tensor) -> Tensor:
-    """Rank 0's mask on every rank, in place."""
-    if world_size() > 1:
-        dist.broadcast(mask.view(torch.uint8), src=0)
-    return mask
+def shared_mask(mask: Tensor | None, layer: CondensedLinear, place: int) -> tuple[Tensor, int]:
+    """On every rank the new mask (N, K) of a layer that the rank named by `is_mine` has decided; None on the others.
+
+    It travels as one bit for each position.
+
+    Returns:
+        The mask, and the bytes of the broadcast; 0 in a single process.
+    """
+    if world_size() == 1:
+        if mask is None:
+            raise RuntimeError("expected a mask from the only rank there is, got None")
+        return mask, 0
+    size = layer.out_features * layer.in_features
+    place_values = 2 ** torch.arange(8, dtype=torch.uint8, device=layer.indices.device)
+    if mask is None:
+        bits = torch.empty(-(-size // 8), dtype=torch.uint8, device=layer.indices.device)
+    else:
+        padded = nn.functional.pad(mask.view(-1), (0, -size % 8))
+        bits = (padded.view(-1, 8) * place_values).sum(1, dtype=torch.uint8)
+    dist.broadcast(bits, src=place % world_size())
+    received = ((bits[:, None] & place_values) != 0).view(-1)[:size]
+    return received.view(layer.out_features, layer.in_features), bits.numel()

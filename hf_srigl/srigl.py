@@ -12,7 +12,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn, optim
 
-from hf_srigl import sharding, topology
+from hf_srigl import fingerprint, sharding, topology
 from hf_srigl.config import SRigLConfig
 from hf_srigl.exploration import Explored
 from hf_srigl.linear import CondensedLinear
@@ -35,7 +35,8 @@ class SRigL:
     Call `step` right after every ``optimizer.step()`` and before gradients are zeroed. The step that updates a layer is
     known in advance, so the layer collects its dense gradient during exactly that step's backward passes (summed over
     micro-batches). Layers that are frozen keep their topology. With several ranks (`torch.distributed` initialised)
-    gradients are averaged over them and rank 0's topology is everybody's, from the construction of this object on.
+    gradients are averaged over them and rank 0's topology is everybody's, from the construction of this object on; each
+    layer's update is decided by one rank for all, and the ranks compare topologies before and after every update.
 
     Args:
         model: made by `hf_srigl.sparsify` or loaded condensed; wrapped (DDP, `torch.compile`) or not.
@@ -47,6 +48,8 @@ class SRigL:
     Raises:
         ValueError: the model has no condensed layer or no configuration, parameters are sharded, the optimizer cannot
             be used (`hf_srigl.optimizers.check_optimizer`), or `total_steps` is not positive.
+        RuntimeError: ranks were given different layers, configurations or numbers of steps, on all of them; `step` and
+            `load_state_dict` raise it if their topologies differ.
 
     Example:
         >>> from hf_srigl import SRigL, SRigLConfig, sparsify
@@ -91,8 +94,14 @@ class SRigL:
             self._offsets |= dict(zip(self.trained, stagger_offsets(len(self.trained), self._interval), strict=True))
         self._model, self._ramp = model, Ramp(layers, config, total_steps)
         self._warn_of_few_updates()
+        self._device = next(iter(layers.values())).weight.device
+        self._places = {name: place for place, name in enumerate(layers)}
+        sizes = {name: (layer.out_features, layer.in_features, layer.budget) for name, layer in layers.items()}
+        facts = {"condensed layers": sizes, "trainable layers": list(self.trained), "total_steps": total_steps}
+        fingerprint.check_facts({**facts, "SRigLConfig": config}, self._device)
         for layer in layers.values():
             sharding.broadcast_topology(layer)
+        fingerprint.check_topologies(layers, "at the start")
         self._explored = {name: Explored.of(layer.mask()) for name, layer in layers.items()}
         self._postponed: list[str] = []
         for name, layer in self.trained.items():
@@ -160,6 +169,8 @@ class SRigL:
         self._postponed = list(postponed or [])
         for layer in self.layers.values() if self._ramp.end is not None else ():
             fit_state(self.optimizer, layer.weight)  # as several processes on a ramp have saved it
+        fingerprint.check_facts({"step to resume at": steps, "postponed updates": self._postponed}, self._device)
+        fingerprint.check_topologies(self.layers, f"when resuming at step {steps}")
         self._arm()
 
     def _warn_of_few_updates(self) -> None:
@@ -244,6 +255,8 @@ class SRigL:
         )
 
     def _update(self, due: list[str]) -> UpdateReport | None:
+        fingerprint.check_topologies(self.layers, f"before the update of step {self.steps}")
+        self._reduced_bytes = self._broadcast_bytes = 0
         state = {name: movable_state(self.optimizer, name, self.layers[name].weight) for name in due}
         growing = self._reduce_gradients(due) if self.config.grow == "gradient" else [n for n in due if self._learns(n)]
         due = [name for name in due if name in growing or self._ramp.lowers(name, self.steps)]
@@ -260,22 +273,29 @@ class SRigL:
         rows = [self._update_layer(name, drop_fraction, state[name], name in growing) for name in due]
         if self._ramp.end is not None:
             refresh_budgets(self._model)
+        fingerprint.check_topologies(self.layers, f"after the update of step {self.steps}")
         return self._report(drop_fraction, rows)
 
     def _reduce_gradients(self, due: list[str]) -> list[str]:
-        """Average the dense gradients over ranks; returns the layers that took part in a backward pass anywhere."""
+        """Average the dense gradients over ranks, one layer at a time, each on the rank that will decide for the layer.
+
+        Returns the layers that took part in a backward pass anywhere.
+        """
         gradients = {name: self.layers[name].dense_grad for name in due}
         device = self.layers[due[0]].weight.device
         flags = [gradient.seen for gradient in gradients.values()]
         seen = sharding.any_rank(torch.tensor(flags, device=device))
         used = [name for name, was_seen in zip(due, seen.tolist(), strict=True) if was_seen]
         for name in used if sharding.world_size() > 1 else []:
+            place = self._places[name]
             layer, gradient = self.layers[name], gradients[name]
             if gradient.value is None:  # this rank's batches did not reach the layer, another rank's did
                 shape = (layer.out_features, layer.in_features)
                 dtype = torch.promote_types(layer.weight.dtype, torch.float32)
                 gradient.value = torch.zeros(shape, dtype=dtype, device=layer.weight.device)
-            sharding.mean_over_ranks(gradient.value)
+            self._reduced_bytes += sharding.mean_at_owner(gradient.value, place)
+            if not sharding.is_mine(place):
+                gradient.stop()
         return used
 
     def _all_sound(self, due: list[str]) -> bool:
@@ -288,7 +308,7 @@ class SRigL:
                 bad |= ~finite.to(device)
         return not bool(sharding.any_rank(bad).any())
 
-    def _update_layer(self, name: str, drop_fraction: float, state: list[Tensor], grows: bool) -> LayerUpdate:
+    def _new_mask(self, name: str, drop_fraction: float, grows: bool) -> Tensor:
         layer = self.layers[name]
         weight, new, budget = layer.to_dense(), layer.mask(), self._ramp.budget(name, self.steps)
         if budget < layer.budget:
@@ -304,8 +324,14 @@ class SRigL:
                 drop_fraction=drop_fraction,
                 min_salient=self._min_salient(name, budget),
             )
+        return new
+
+    def _update_layer(self, name: str, drop_fraction: float, state: list[Tensor], grows: bool) -> LayerUpdate:
+        layer, place, budget = self.layers[name], self._places[name], self._ramp.budget(name, self.steps)
+        decided = self._new_mask(name, drop_fraction, grows) if sharding.is_mine(place) else None
         layer.dense_grad.stop()  # its memory goes before the next layer's turn
-        sharding.broadcast_mask(new)
+        new, bytes_sent = sharding.shared_mask(decided, layer, place)
+        self._broadcast_bytes += bytes_sent
         used = int((layer.indices >= 0).sum())
         grown = layer.rewire(new, state)
         layer.budget = budget
@@ -356,4 +382,6 @@ class SRigL:
             sparsity=1 - used / positions,
             active_neurons=sum(int(layer.active.sum()) for layer in layers) / neurons,
             itop=sum(explored.count for explored in self._explored.values()) / positions,
+            reduced_bytes=self._reduced_bytes,
+            broadcast_bytes=self._broadcast_bytes,
         )

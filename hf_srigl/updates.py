@@ -35,6 +35,8 @@ class UpdateReport:
     sparsity: float
     active_neurons: float
     itop: float
+    reduced_bytes: int = 0
+    broadcast_bytes: int = 0
 
     @property
     def dropped(self) -> int:
@@ -55,6 +57,7 @@ class UpdateReport:
             "srigl/grown": self.grown,
             "srigl/drop_fraction": self.drop_fraction,
             "srigl/itop": self.itop,
+            "srigl/reduced_bytes": self.reduced_bytes,
         }
 
     def __str__(self) -> str:

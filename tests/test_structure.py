@@ -29,6 +29,8 @@ ORDER = [
     "ramp",
     "targets",
     "sharding",
+    "fingerprint",
+    "checkpoints",
     "calibration",
     "surgery",
     "exploration",
