@@ -13,6 +13,14 @@ from transformers import BertConfig, BertForSequenceClassification, PrinterCallb
 import hf_srigl
 
 
+def pytest_collection_modifyitems(config, items):
+    """Soak tests run only when asked for: ``pytest -m soak``."""
+    if "soak" not in config.getoption("markexpr"):
+        chosen = [item for item in items if "soak" not in item.keywords]
+        config.hook.pytest_deselected(items=[item for item in items if "soak" in item.keywords])
+        items[:] = chosen
+
+
 class Toy(Dataset):
     """Eight tokens; the label says whether the first one is above the middle of the vocabulary."""
 

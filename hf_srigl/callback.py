@@ -57,6 +57,7 @@ class SRigLCallback(TrainerCallback):
         self.srigl: SRigL | None = None
         self.reports: list[UpdateReport] = []
         self.resume_from: str | None = None  # set by the trainer mixin; a stock Trainer does not tell
+        self.trainer_saves = False  # set by the trainer mixin, which writes the state with the rest of a checkpoint
         self._unlogged: UpdateReport | None = None
 
     def on_init_end(
@@ -113,7 +114,11 @@ class SRigLCallback(TrainerCallback):
             state.log_history.append({**metrics, **epoch, "step": state.global_step})
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        folder = _checkpoint_folder(args, state)
+        if not self.trainer_saves:
+            self.save(args, _checkpoint_folder(args, state))
+
+    def save(self, args: TrainingArguments, folder: str) -> None:
+        """Write the state of the training in progress into a checkpoint's folder, if this rank writes checkpoints."""
         if self.srigl is not None and args.should_save and not args.save_only_model and os.path.isdir(folder):
             save_state(self.srigl, os.path.join(folder, STATE_FILE))
 

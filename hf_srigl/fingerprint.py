@@ -20,7 +20,7 @@ from hf_srigl.sharding import world_size
 _MULTIPLIERS = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 
 
-def fingerprint(layer: CondensedLinear) -> Tensor:
+def fingerprint_of(layer: CondensedLinear) -> Tensor:
     """A number that depends on every index, every active row and their places; 0-d int64 on the layer's device.
 
     The same on every device and in any order of summation. Values do not count.
@@ -30,7 +30,7 @@ def fingerprint(layer: CondensedLinear) -> Tensor:
         >>> layer = CondensedLinear.from_dense(weight, weight != 0)
         >>> same = CondensedLinear.from_dense(2 * weight, weight != 0)
         >>> other = CondensedLinear.from_dense(weight.flip(1), weight.flip(1) != 0)
-        >>> [bool(fingerprint(layer) == fingerprint(one)) for one in (same, other)]
+        >>> [bool(fingerprint_of(layer) == fingerprint_of(one)) for one in (same, other)]
         [True, False]
     """
     total = torch.zeros((), dtype=torch.int64, device=layer.indices.device)
@@ -52,7 +52,7 @@ def check_topologies(layers: Mapping[str, CondensedLinear], when: str) -> None:
     if world_size() == 1 or not layers:
         return
     device = next(iter(layers.values())).indices.device
-    table = _of_all_ranks(torch.stack([fingerprint(layer).to(device) for layer in layers.values()]))
+    table = _of_all_ranks(torch.stack([fingerprint_of(layer).to(device) for layer in layers.values()]))
     different = [(name, column) for name, column in zip(layers, table.T.tolist(), strict=True) if len(set(column)) > 1]
     if different:
         name, column = different[0]

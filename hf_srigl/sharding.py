@@ -6,6 +6,8 @@ group of more than one rank every function here does nothing.
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -17,6 +19,33 @@ from hf_srigl.linear import CondensedLinear
 def world_size() -> int:
     """Number of ranks that train together; 1 without `torch.distributed`."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def check_launch() -> None:
+    """Refuse to be one of several processes that know nothing of each other.
+
+    Raises:
+        ValueError: a launcher started several processes, and `torch.distributed` is not initialised: each would train, and
+            save, a model of its own. accelerate does this on machines without GPUs.
+    """
+    launched = os.environ.get("WORLD_SIZE", "1")
+    if launched.isdigit() and int(launched) > 1 and not (dist.is_available() and dist.is_initialized()):
+        raise ValueError(
+            f"launched as one of {launched} processes (WORLD_SIZE), but torch.distributed is not initialised, so each would "
+            "train a model of its own; without GPUs pass Accelerator(cpu=True) or TrainingArguments(use_cpu=True), else call "
+            "torch.distributed.init_process_group() first, or unset WORLD_SIZE"
+        )
 
 
 def check_whole(layers: dict[str, CondensedLinear]) -> None:
@@ -36,7 +65,7 @@ def check_whole(layers: dict[str, CondensedLinear]) -> None:
 
 def is_mine(place: int) -> bool:
     """Whether this rank decides for the `place`-th layer of an update; the layers go round the ranks."""
-    return world_size() == 1 or dist.get_rank() == place % world_size()
+    return rank() == place % world_size()
 
 
 def mean_at_owner(tensor: Tensor, place: int) -> int:

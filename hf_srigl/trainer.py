@@ -11,8 +11,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_srigl.callback import SRigLCallback, check_arguments
+from hf_srigl.checkpoints import discard_older, written_whole
 from hf_srigl.config import SRigLConfig
 from hf_srigl.distillation import distillation_loss, token_weights
 from hf_srigl.hub import write_card
@@ -62,7 +65,8 @@ class SRigLTrainerMixin(_TrainerMethods):
         distillation_weight: in (0, 1], the share of the distillation loss; the rest is the Trainer's own loss.
 
     The model is sparsified when the Trainer is built (with `model_init`, every time it is called), before the optimizer
-    exists; topology updates run through `SRigLCallback`, their numbers go to the Trainer's log.
+    exists; topology updates run through `SRigLCallback`, their numbers go to the Trainer's log. Checkpoints appear whole
+    or not at all (`hf_srigl.checkpoints`), so that a killed run resumes from the last ``checkpoint-N`` there is.
 
     Raises:
         ValueError: a dense model without `srigl_config`, a configuration that contradicts a condensed model, an
@@ -83,6 +87,7 @@ class SRigLTrainerMixin(_TrainerMethods):
             raise TypeError(f"srigl_config must be an SRigLConfig, got {type(srigl_config).__name__}")
         self._srigl_config = srigl_config
         self._has_data = False  # model_init is called before the Trainer knows its data
+        self._staging: str | None = None  # the folder of the checkpoint being written
         super().__init__(*args, **kwargs)
         self._has_data = True
         check_arguments(self.args)
@@ -106,6 +111,7 @@ class SRigLTrainerMixin(_TrainerMethods):
             if isinstance(callback, SRigLCallback):
                 raise ValueError("this Trainer adds SRigLCallback by itself: leave it out of callbacks")
         self._srigl_callback = SRigLCallback(log=self.log)
+        self._srigl_callback.trainer_saves = True
         self.add_callback(self._srigl_callback)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -147,6 +153,36 @@ class SRigLTrainerMixin(_TrainerMethods):
         if is_on_ramp(self.model):
             return False
         return super()._determine_best_metric(metrics, trial)
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run_dir = self._get_output_dir(trial=trial)
+        folder = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        try:
+            with written_whole(folder) as self._staging:
+                super()._save_checkpoint(model, trial)
+                self._srigl_callback.save(self.args, self._staging)
+                self._name_the_best(run_dir)
+                if self.args.should_save:  # again, as the best checkpoint may be this one, under its later name
+                    self.state.save_to_json(os.path.join(self._staging, TRAINER_STATE_NAME))
+        finally:
+            self._staging = None
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(folder)
+        if self.args.should_save:
+            discard_older(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _name_the_best(self, run_dir: str) -> None:
+        step = self.state.best_global_step
+        if step is not None:
+            best = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+            if step == self.state.global_step or os.path.isdir(best):
+                self.state.best_model_checkpoint = best
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else os.path.dirname(self._staging)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging is None:  # else it would upload from a folder that is about to be renamed
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._srigl_callback.resume_from = resume_from_checkpoint

@@ -1,5 +1,6 @@
 """Real processes on gloo, for tests: forked from a server that has imported everything, so that a start costs little."""
 
+import fcntl
 import multiprocessing
 import os
 import pickle
@@ -34,6 +35,20 @@ def run(worker, ranks, path, *args):
             outcomes.append(pickle.load(file))
     assert [outcome[0] for outcome in outcomes] == [ranks] * ranks  # the world size each rank found itself in
     return [outcome[1] for outcome in outcomes]
+
+
+def run_once(factory, worker, ranks):
+    """`run`, once for all xdist workers of a test session."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path = base / f"{worker.__module__}-{worker.__name__}-{ranks}"
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            path.mkdir()
+            outcomes = run(worker, ranks, path)
+            (path / "outcomes.pickle").write_bytes(pickle.dumps(outcomes))
+    return pickle.loads((path / "outcomes.pickle").read_bytes())
 
 
 def wait(processes, seconds=200):

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from conftest import Toy, tiny_bert, training_args
 from hf_srigl import SparseTrainer, SRigL, SRigLConfig, sparsify, topology
-from hf_srigl.fingerprint import fingerprint
+from hf_srigl.fingerprint import fingerprint_of
 from hf_srigl.surgery import condensed_layers
 
 CONFIG = SRigLConfig(sparsity=0.7, update_every=5, drop_fraction=0.5, stop_updates_at=1.0, gamma_sal=1.0)
@@ -88,7 +88,7 @@ class Watch(TrainerCallback):
 
 def trainer_loop(rank, world, path):
     args = training_args(
-        f"{path}/trainer", max_steps=STEPS, learning_rate=3e-3, per_device_train_batch_size=GLOBAL_BATCH // world,
+        f"{path}/trainer", max_steps=STEPS, optim="sgd", learning_rate=0.1, per_device_train_batch_size=GLOBAL_BATCH // world,
         gradient_accumulation_steps=2, ddp_find_unused_parameters=False, logging_strategy="no",
     )  # fmt: skip
     net = tiny_bert(num_hidden_layers=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -115,12 +115,12 @@ def worker(rank, path):
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
-    return processes.run(worker, 1, tmp_path_factory.mktemp("single"))[0]
+    return processes.run_once(tmp_path_factory, worker, 1)[0]
 
 
 @pytest.fixture(scope="module", params=[2, 4])
 def several(request, tmp_path_factory):
-    return processes.run(worker, request.param, tmp_path_factory.mktemp("several"))
+    return processes.run_once(tmp_path_factory, worker, request.param)
 
 
 @pytest.mark.parametrize("loop", ["plain", "accelerate", "trainer"])
@@ -134,10 +134,11 @@ def test_many_ranks_equal_one_process_with_the_same_global_batch(single, several
         assert len(other_history) == len(history)
         for update, (ours, theirs) in enumerate(zip(other_history, history, strict=True)):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), f"update {update}"
-        for name, tensor in state.items():
-            if tensor.is_floating_point():
-                difference = (other_state[name] - tensor).norm() / tensor.norm().clamp(min=1e-12)
-                assert difference < 1e-6, f"{name}: {difference}"
+        # The exact gradient of a key's bias is 0: what is there is rounding
+        floats = {n: t for n, t in state.items() if t.is_floating_point() and not n.endswith("key.bias")}
+        for name, tensor in floats.items():
+            difference = (other_state[name] - tensor).norm() / tensor.norm().clamp(min=1e-12)
+            assert difference < 1e-6, f"{name}: {difference}"
     for name, tensor in several[0][loop][1].items():
         assert all(torch.equal(rank[loop][1][name], tensor) for rank in several), name
 
@@ -266,47 +267,49 @@ def test_ranks_that_differ_all_stop_with_layer_and_ranks(several):
 
 def test_the_fingerprint_sees_every_index_and_every_row():
     layer = sparsify(nn.Sequential(nn.Linear(40, 6)), dataclasses.replace(CONFIG, sparsity=0.9))[0]
-    seen, changes = {int(fingerprint(layer))}, set()
+    seen, changes = {int(fingerprint_of(layer))}, set()
     for slot, old in enumerate(layer.indices.tolist()):
         for value in {old + 1, old + 2, 39 - old, -1} - {old}:
             layer.indices[slot] = value
-            seen.add(int(fingerprint(layer)))
+            seen.add(int(fingerprint_of(layer)))
             changes.add((slot, value))
         layer.indices[slot] = old
     assert len(seen) == 1 + len(changes)
     rows = set()
     for row in range(6):
         layer.active[row] = False
-        rows.add(int(fingerprint(layer)))
+        rows.add(int(fingerprint_of(layer)))
         layer.active[row] = True
     assert len(rows | seen) == len(seen) + 6
     swapped = layer.indices.clone()
     layer.indices[[0, 1]] = layer.indices[[1, 0]]
-    assert int(fingerprint(layer)) not in seen
+    assert int(fingerprint_of(layer)) not in seen
     layer.indices.copy_(swapped)
-    before = fingerprint(layer)
+    before = fingerprint_of(layer)
     with torch.no_grad():
         layer.weight.add_(1)
-    assert fingerprint(layer) == before
+    assert fingerprint_of(layer) == before
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_averaging_in_a_narrower_dtype_changes_choices_and_float32_does_not(ranks):
     """Why the dense gradients travel in float32: of bf16 and fp16 averages other weights grow."""
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(96, 128, generator=generator)
-    mask = topology.magnitude_mask(weight, 13)
-    parts = torch.randn(ranks, 96, 128, generator=generator) * 1e-3
+    weight = torch.randn(384, 512, generator=generator)
+    mask = topology.magnitude_mask(weight, 51)
+    parts = torch.randn(ranks, 384, 512, generator=generator) * 1e-3
 
     def chosen(dtype):
         total = parts[0].to(dtype)
         for part in parts[1:]:
             total = total + part.to(dtype)  # a reduction adds in the tensors' dtype
-        grad = (total / ranks).float() if dtype != torch.float64 else total / ranks
-        return topology.update_mask(weight, mask, grad, budget=96 * 13, drop_fraction=0.3, min_salient=4)
+        grad = total.double() / ranks
+        return topology.update_mask(weight, mask, grad, budget=384 * 51, drop_fraction=0.3, min_salient=15)
 
     exact = chosen(torch.float64)
-    differing = {dtype: int((chosen(dtype) != exact).sum()) for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+    grown = exact & ~mask
+    differing = {dtype: int((grown & ~chosen(dtype)).sum()) for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+    assert int(grown.sum()) > 5000
     assert differing[torch.float32] == 0
-    assert differing[torch.float16] > 0
-    assert differing[torch.bfloat16] > 10
+    assert 0 < differing[torch.float16] < differing[torch.bfloat16]
+    assert differing[torch.bfloat16] > 50
