@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from hf_srigl.optimizers import refused_by_name
+from hf_srigl.sharding import launched_with
 from hf_srigl.srigl import SRigL
 from hf_srigl.surgery import hide_topology_from_ddp, is_on_ramp
 from hf_srigl.updates import UpdateReport
@@ -155,12 +156,12 @@ def check_arguments(args: TrainingArguments) -> None:
     Raises:
         ValueError: DeepSpeed, FSDP, several GPUs in one process, or an optimizer whose state cannot move.
     """
-    if args.deepspeed or _launched_with("DEEPSPEED"):
+    if args.deepspeed or launched_with("DEEPSPEED"):
         raise ValueError(
             "DeepSpeed cannot train a condensed model: it runs the optimizer inside backward and hides gradients; launch "
             "with torchrun (DDP) instead, a condensed model's gradients and optimizer state are small already"
         )
-    if args.fsdp or _launched_with("FSDP"):
+    if args.fsdp or launched_with("FSDP"):
         raise ValueError(
             "FSDP cannot train a condensed model yet: parameters must be whole; launch with torchrun (DDP)"
         )
@@ -172,11 +173,6 @@ def check_arguments(args: TrainingArguments) -> None:
     refusal = refused_by_name(str(getattr(args.optim, "value", args.optim)))
     if refusal is not None:
         raise ValueError(refusal)
-
-
-def _launched_with(plugin: str) -> bool:
-    """Whether `accelerate launch` was told to use a plugin that the TrainingArguments need not mention."""
-    return os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() in ("true", "1")
 
 
 def save_state(srigl: SRigL, path: str) -> None:

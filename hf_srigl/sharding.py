@@ -10,10 +10,17 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hf_srigl.linear import CondensedLinear
+
+# Wrapper class -> why it cannot train a condensed model
+_REFUSED_WRAPPERS = {
+    "DataParallel": "its replicas collect dense gradients in each other's way",
+    "FullyShardedDataParallel": "it flattens parameters into one, and the values of a layer must stay whole",
+    "DeepSpeedEngine": "it runs the optimizer inside backward and hides gradients",
+}
 
 
 def world_size() -> int:
@@ -32,13 +39,30 @@ def barrier() -> None:
         dist.barrier()
 
 
-def check_launch() -> None:
-    """Refuse to be one of several processes that know nothing of each other.
+def check_launch(model: nn.Module) -> None:
+    """Refuse wrappers and launches that would train wrongly, or not together.
+
+    Args:
+        model: as given by the user, with its wrappers.
 
     Raises:
-        ValueError: a launcher started several processes, and `torch.distributed` is not initialised: each would train, and
-            save, a model of its own. accelerate does this on machines without GPUs.
+        ValueError: nn.DataParallel, FSDP1 or DeepSpeed wraps the model, `accelerate launch` was told to use FSDP or
+            DeepSpeed, or a launcher started several processes and `torch.distributed` is not initialised: each would train,
+            and save, a model of its own. accelerate does that on machines without GPUs.
     """
+    for module in model.modules():
+        for cls in type(module).__mro__:
+            if cls.__name__ in _REFUSED_WRAPPERS:
+                raise ValueError(
+                    f"{cls.__name__} cannot train a condensed model: {_REFUSED_WRAPPERS[cls.__name__]}; wrap it in "
+                    "DistributedDataParallel, with one process for each GPU (torchrun or accelerate launch)"
+                )
+    for plugin in ("DEEPSPEED", "FSDP"):
+        if launched_with(plugin):
+            raise ValueError(
+                f"accelerate was launched with {plugin}, which cannot train a condensed model; leave it out: accelerate "
+                "launch --multi_gpu trains with DDP, and a condensed model needs a fraction of the memory anyhow"
+            )
     launched = os.environ.get("WORLD_SIZE", "1")
     if launched.isdigit() and int(launched) > 1 and not (dist.is_available() and dist.is_initialized()):
         raise ValueError(
@@ -46,6 +70,11 @@ def check_launch() -> None:
             "train a model of its own; without GPUs pass Accelerator(cpu=True) or TrainingArguments(use_cpu=True), else call "
             "torch.distributed.init_process_group() first, or unset WORLD_SIZE"
         )
+
+
+def launched_with(plugin: str) -> bool:
+    """Whether `accelerate launch` was told to use "DEEPSPEED" or "FSDP"."""
+    return os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() in ("true", "1")
 
 
 def check_whole(layers: dict[str, CondensedLinear]) -> None:

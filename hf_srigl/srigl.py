@@ -47,8 +47,8 @@ class SRigL:
 
     Raises:
         ValueError: the model has no condensed layer or no configuration, parameters are sharded, the optimizer cannot
-            be used (`hf_srigl.optimizers.check_optimizer`), `total_steps` is not positive, or a launcher started several
-            processes that are not connected.
+            be used (`hf_srigl.optimizers.check_optimizer`), `total_steps` is not positive, or the way of launching or
+            wrapping cannot work (`hf_srigl.sharding.check_launch`).
         RuntimeError: ranks were given different layers, configurations or numbers of steps, on all of them; `step` and
             `load_state_dict` raise it if their topologies differ.
 
@@ -70,6 +70,7 @@ class SRigL:
     def __init__(
         self, model: nn.Module, optimizer: optim.Optimizer, *, total_steps: int, config: SRigLConfig | None = None
     ) -> None:
+        sharding.check_launch(model)
         # Names must not depend on a wrapper: random growth and never_ablate go by them
         model = extract_model_from_parallel(model, keep_fp32_wrapper=True, keep_torch_compile=False)
         layers = condensed_layers(model)
@@ -80,7 +81,6 @@ class SRigL:
             raise ValueError("the model carries no SRigLConfig: pass config=SRigLConfig(...)")
         if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
             raise ValueError(f"total_steps must be a positive whole number of optimizer steps, got {total_steps!r}")
-        sharding.check_launch()
         sharding.check_whole(layers)
         self.config, self.total_steps = config, total_steps
         self.optimizer = unwrap(optimizer)

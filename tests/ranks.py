@@ -8,6 +8,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from transformers import TrainerCallback
+
+from hf_srigl.surgery import condensed_layers
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "transformers", "accelerate", "hf_srigl", "transformers.models.bert"])
@@ -79,3 +82,17 @@ def _rank(worker, rank, ranks, store, path, args):
     if ranks > 1:
         dist.barrier()
         dist.destroy_process_group()
+
+
+def topologies(model):
+    return [tensor.clone() for layer in condensed_layers(model).values() for tensor in (layer.indices, layer.active)]
+
+
+class Watch(TrainerCallback):
+    """The topologies after every step of a Trainer."""
+
+    def __init__(self):
+        self.history = {}
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.history[state.global_step] = topologies(model)

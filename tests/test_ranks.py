@@ -9,15 +9,14 @@ import ranks as processes
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from ranks import Watch, topologies
 from torch import nn, optim
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import TrainerCallback
 
 from conftest import Toy, tiny_bert, training_args
 from hf_srigl import SparseTrainer, SRigL, SRigLConfig, sparsify, topology
 from hf_srigl.fingerprint import fingerprint_of
-from hf_srigl.surgery import condensed_layers
 
 CONFIG = SRigLConfig(sparsity=0.7, update_every=5, drop_fraction=0.5, stop_updates_at=1.0, gamma_sal=1.0)
 STEPS, GLOBAL_BATCH = 50, 8
@@ -26,10 +25,6 @@ STEPS, GLOBAL_BATCH = 50, 8
 def model(dtype=torch.float32):
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(20, 24), nn.Tanh(), nn.Linear(24, 16), nn.Tanh(), nn.Linear(16, 5)).to(dtype)
-
-
-def topologies(net):
-    return [tensor.clone() for layer in condensed_layers(net).values() for tensor in (layer.indices, layer.active)]
 
 
 def plain_loop(rank, world):
@@ -77,15 +72,6 @@ def accelerate_loop(rank, world):
     return history, net.state_dict(), srigl.steps
 
 
-class Watch(TrainerCallback):
-    def __init__(self):
-        self.history = []
-
-    def on_step_end(self, args, state, control, model, **kwargs):
-        if state.global_step % 5 == 0:
-            self.history.append(topologies(model))
-
-
 def trainer_loop(rank, world, path):
     args = training_args(
         f"{path}/trainer", max_steps=STEPS, optim="sgd", learning_rate=0.1, per_device_train_batch_size=GLOBAL_BATCH // world,
@@ -97,7 +83,7 @@ def trainer_loop(rank, world, path):
     trainer = SparseTrainer(model=net, args=args, train_dataset=Toy(), srigl_config=CONFIG, callbacks=[watch])
     trainer.train()
     assert trainer.accelerator.num_processes == world
-    return watch.history, trainer.model.state_dict()
+    return [watch.history[step] for step in range(5, STEPS, 5)], trainer.model.state_dict()
 
 
 def worker(rank, path):
