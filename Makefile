@@ -4,13 +4,16 @@ PYTHON ?= python3
 READY  := $(VENV)/.ready
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench asan clean
+.PHONY: demo test soak check bench asan clean
 
 demo: $(READY)  ## train a small ViT sparse on real digits, beside its dense twin (about two minutes)
 	$(BIN)/hf-srigl demo
 
 test: $(READY)  ## the whole suite
 	$(BIN)/python -m pytest -n 2
+
+soak: $(READY)  ## 300 updates on one to four processes, 20 random kills on one and on two, accelerate launch
+	$(BIN)/python -m pytest -n 2 -m soak --timeout 1800
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

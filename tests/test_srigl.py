@@ -315,6 +315,27 @@ def test_a_bad_gradient_postpones_the_update_and_changes_nothing(bad):
     assert steps == [5, 8]  # made up for at once, then on schedule again
 
 
+def test_an_update_that_is_postponed_again_says_so_once_a_step(caplog):
+    model = sparsify(mlp(), CONFIG)
+    optimizer = optim.AdamW(model.parameters(), lr=0.05)
+    srigl = SRigL(model, optimizer, total_steps=40)
+    data = batches(8)
+    train(model, optimizer, srigl, data[:3])
+    masks = [layer.mask() for layer in srigl.layers.values()]
+    said = []
+    for step, bad in zip(data[3:6], (torch.nan, torch.inf, -torch.inf), strict=True):
+        optimizer.zero_grad()
+        model(step[0][0] * bad).sum().backward()
+        assert srigl.step() is None  # the optimizer's step is skipped, as a gradient scaler would
+        said.append([record.getMessage() for record in caplog.records])
+        assert all(torch.equal(layer.mask(), m) for layer, m in zip(srigl.layers.values(), masks, strict=True))
+    assert [len(messages) for messages in said] == [0, 1, 2]  # the first postponement is ordinary under a scaler
+    assert said[2][1].startswith("step 6: the topology update is postponed again, since gradients or weights")
+    optimizer.zero_grad()
+    train(model, optimizer, srigl, data[6:7])
+    assert any(not torch.equal(layer.mask(), m) for layer, m in zip(srigl.layers.values(), masks, strict=True))
+
+
 @pytest.mark.parametrize("micro", [[1] * 20, [2] * 20, [2, 2, 1, 3] * 5], ids=str)
 def test_accelerate_tells_the_last_micro_batch_and_pruning_there_changes_nothing(micro):
     """The same updates as in a plain loop, also with uneven accumulation; calls for other micro-batches do nothing."""
