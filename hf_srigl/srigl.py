@@ -306,7 +306,8 @@ class SRigL:
         bad = torch.zeros(1, dtype=torch.bool, device=device)
         for name in due:
             layer = self.layers[name]
-            for finite in (torch.isfinite(layer.weight.detach().abs().max()), layer.dense_grad.is_finite()):
+            values = [layer.weight.detach()] + ([] if layer.weight.grad is None else [layer.weight.grad])
+            for finite in (*(torch.isfinite(value.abs().max()) for value in values), layer.dense_grad.is_finite()):
                 bad |= ~finite.to(device)
         return not bool(sharding.any_rank(bad).any())
 

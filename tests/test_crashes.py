@@ -12,7 +12,7 @@ import pytest
 import ranks as processes
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForSequenceClassification, TrainerCallback
+from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from conftest import Toy, tiny_bert, training_args
@@ -240,3 +240,15 @@ def test_the_best_checkpoint_is_known_under_its_final_name(tmp_path):
     assert str(tmp_path / "checkpoint-4") in (tmp_path / "checkpoint-4" / "trainer_state.json").read_text()
     best = AutoModelForSequenceClassification.from_pretrained(tmp_path / "checkpoint-4").state_dict()
     assert all(torch.equal(best[name], tensor) for name, tensor in trainer.model.state_dict().items())
+
+
+def test_uploads_see_the_checkpoint_under_its_final_name(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        Trainer, "_push_from_checkpoint", lambda self, folder: seen.append((folder, os.listdir(folder)))
+    )
+    trainer = build(tmp_path, max_steps=4)
+    trainer.args.push_to_hub = True
+    trainer.train()
+    assert [folder for folder, _ in seen] == [str(tmp_path / f"checkpoint-{step}") for step in (2, 4)]
+    assert all(set(files) >= FILES for _, files in seen)

@@ -16,7 +16,8 @@ from accelerate import notebook_launcher
 from ranks import Watch
 from test_crashes import CONFIG
 from torch import nn, optim
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from transformers import AutoModelForSequenceClassification
 
 import hf_srigl
@@ -177,19 +178,29 @@ def test_wrappers_are_refused(wrapper):
         SRigL(wrapper(model), optim.SGD(model.parameters(), lr=0.1), total_steps=5)
 
 
-def fsdp1(rank, path):
-    said = []
-    for use_orig_params in (True, False):
-        model = sparsify(nn.Sequential(nn.Linear(8, 8)), CONFIG)
-        wrapped = FullyShardedDataParallel(model, use_orig_params=use_orig_params, device_id=torch.device("cpu"))
+def sharded(rank, path):
+    said = {}
+    for name, wrap in {
+        "FSDP1": lambda model: FullyShardedDataParallel(model, use_orig_params=False, device_id=torch.device("cpu")),
+        "FSDP1 with use_orig_params": lambda model: FullyShardedDataParallel(
+            model, use_orig_params=True, device_id=torch.device("cpu")
+        ),
+        "FSDP2": lambda model: fully_shard(model, mesh=init_device_mesh("cpu", (2,))),
+    }.items():
+        wrapped = wrap(sparsify(nn.Sequential(nn.Linear(8, 8)), CONFIG))
         try:
             SRigL(wrapped, optim.SGD(wrapped.parameters(), lr=0.1), total_steps=5)
         except ValueError as error:
-            said.append(str(error))
+            said[name] = str(error)
     return said
 
 
-def test_fsdp1_is_refused(tmp_path):
-    for said in processes.run(fsdp1, 2, tmp_path):
-        assert len(said) == 2
-        assert all("FullyShardedDataParallel cannot train a condensed model: it flattens" in line for line in said)
+def test_sharded_parameters_are_refused_with_the_alternative(tmp_path):
+    for said in processes.run(sharded, 2, tmp_path):
+        flattened = "FullyShardedDataParallel cannot train a condensed model: it flattens"
+        assert said["FSDP1"].startswith(flattened)
+        assert said["FSDP1 with use_orig_params"].startswith(flattened)
+        assert said["FSDP2"].startswith(
+            "layer 0: expected a whole weight of shape (16,) on every rank, found a sharded one"
+        )
+        assert all("Distributed" in message or "DDP" in message for message in said.values())

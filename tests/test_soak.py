@@ -48,15 +48,15 @@ def episode(rank, path, number):
             optimizer.step()
         before = {name: layer.mask() for name, layer in srigl.layers.items()}
         report = srigl.step()
-        check(srigl, optimizer, before, report, config, finite)
+        check(srigl, optimizer, before, report, finite)
         updates += report is not None
         postponed += bool(srigl._postponed)
     values = torch.cat([p.detach().flatten() for p in net.parameters()])
     return values, [layer.indices.clone() for layer in srigl.layers.values()], updates, postponed
 
 
-def check(srigl, optimizer, before, report, config, finite):
-    assert finite or report is None or config.grow == "random"
+def check(srigl, optimizer, before, report, finite):
+    assert finite or report is None
     for name, layer in srigl.layers.items():
         assert topology.find_problem(layer.indices, layer.active, layer.in_features) is None, name
         n_active = int(layer.active.sum())

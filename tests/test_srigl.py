@@ -298,9 +298,10 @@ def test_random_growth_needs_no_dense_gradient():
     assert sum(r.grown for r in reports if r) > 0
 
 
+@pytest.mark.parametrize("grow", ["gradient", "random"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_bad_gradient_postpones_the_update_and_changes_nothing(bad):
-    model = sparsify(mlp(), CONFIG)
+def test_a_bad_gradient_postpones_the_update_and_changes_nothing(bad, grow):
+    model = sparsify(mlp(), dataclasses.replace(CONFIG, grow=grow))
     optimizer = optim.AdamW(model.parameters(), lr=0.05)
     srigl = SRigL(model, optimizer, total_steps=40)
     data = batches(10)
