@@ -83,6 +83,8 @@ def die_at(model, phase, count):
     elif phase == "saving":  # at each file, half written; at each flush; before and after each renaming
 
         def half(thing, target, *args, **kwargs):
+            if isinstance(target, io.BytesIO):
+                return
             left[0] -= 1
             if left[0] == 0:
                 whole = io.BytesIO()
@@ -98,7 +100,7 @@ def die_at(model, phase, count):
         raise ValueError(phase)
 
 
-MOST = {"forward": 60, "backward": 150, "update": 15, "optimizer": 8, "saving": 60}  # of the events there are, or fewer
+MOST = {"forward": 60, "backward": 150, "update": 15, "optimizer": 8, "saving": 60}  # events, of which a run has more
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +121,8 @@ def kill_and_resume(path, n, moments, expected):
     """Kill the run at each of the moments in turn, each time going on from what is there; then let it end."""
     for victim, phase, count in moments:
         codes = processes.wait(processes.start(train_killed, n, path, (victim, phase, count)))
-        assert codes[victim] in (-signal.SIGKILL, 0), codes  # 0: what was left of the run had fewer such moments
-        if codes[victim]:
-            assert all(code != 0 for code in codes), f"ranks went on without rank {victim}: {codes}"
+        assert codes[victim] == -signal.SIGKILL, codes
+        assert all(code != 0 for code in codes), f"ranks went on without rank {victim}: {codes}"
         for checkpoint in Path(path, "killed").glob("checkpoint-*"):
             rng = {"rng_state.pth"} if n == 1 else {f"rng_state_{rank}.pth" for rank in range(n)}
             assert {file.name for file in checkpoint.iterdir()} >= FILES | rng, checkpoint
@@ -155,7 +156,11 @@ def test_twenty_random_moments(tmp_path, whole, n, number):
     """`make soak`: one kill at a random moment of each run, from its beginning."""
     draw = random.Random(number)
     phase = list(MOST)[number % len(MOST)]
-    kill_and_resume(tmp_path, n, [(draw.randrange(n), phase, draw.randint(1, MOST[phase]))], whole[n])
+    victim = draw.randrange(n)
+    most = (
+        5 if phase == "saving" and victim > 0 else MOST[phase]
+    )  # the others write one file at each of five checkpoints
+    kill_and_resume(tmp_path, n, [(victim, phase, draw.randint(1, most))], whole[n])
 
 
 class FullAt(TrainerCallback):
