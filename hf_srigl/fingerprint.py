@@ -82,6 +82,11 @@ def check_facts(facts: Mapping[str, object], device: torch.device) -> None:
             )
 
 
+def sizes(layers: Mapping[str, CondensedLinear]) -> dict[str, tuple[int, int, int]]:
+    """Neurons, inputs and budget of every layer, for `check_facts`."""
+    return {name: (layer.out_features, layer.in_features, layer.budget) for name, layer in layers.items()}
+
+
 def _mixed(x: Tensor) -> Tensor:
     for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
         x = (x ^ (x >> shift)) * multiplier

@@ -92,6 +92,15 @@ def check_whole(layers: dict[str, CondensedLinear]) -> None:
             )
 
 
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean of a float tensor over all ranks, in place."""
+    ranks = world_size()
+    if ranks > 1:
+        dist.all_reduce(tensor)
+        tensor /= ranks
+    return tensor
+
+
 def is_mine(place: int) -> bool:
     """Whether this rank decides for the `place`-th layer of an update; the layers go round the ranks."""
     return rank() == place % world_size()

@@ -15,6 +15,7 @@ from torch import Tensor, nn, optim
 from hf_srigl import fingerprint, sharding, topology
 from hf_srigl.config import SRigLConfig
 from hf_srigl.exploration import Explored
+from hf_srigl.gradients import all_sound, average
 from hf_srigl.linear import CondensedLinear
 from hf_srigl.optimizers import check_optimizer, fit_state, movable_state, unwrap
 from hf_srigl.ramp import Ramp
@@ -98,9 +99,8 @@ class SRigL:
         self._warn_of_few_updates()
         self._device = next(iter(layers.values())).weight.device
         self._places = {name: place for place, name in enumerate(layers)}
-        sizes = {name: (layer.out_features, layer.in_features, layer.budget) for name, layer in layers.items()}
-        facts = {"condensed layers": sizes, "trainable layers": list(self.trained), "total_steps": total_steps}
-        fingerprint.check_facts({**facts, "SRigLConfig": config}, self._device)
+        facts = {"trainable layers": list(self.trained), "total_steps": total_steps, "SRigLConfig": config}
+        fingerprint.check_facts({"condensed layers": fingerprint.sizes(layers), **facts}, self._device)
         for layer in layers.values():
             sharding.broadcast_topology(layer)
         fingerprint.check_topologies(layers, "at the start")
@@ -260,10 +260,12 @@ class SRigL:
         fingerprint.check_topologies(self.layers, f"before the update of step {self.steps}")
         self._reduced_bytes = self._broadcast_bytes = 0
         state = {name: movable_state(self.optimizer, name, self.layers[name].weight) for name in due}
-        growing = self._reduce_gradients(due) if self.config.grow == "gradient" else [n for n in due if self._learns(n)]
+        growing = [name for name in due if self._learns(name)]
+        if self.config.grow == "gradient":
+            growing, self._reduced_bytes = average(self.layers, due, self._places)
         due = [name for name in due if name in growing or self._ramp.lowers(name, self.steps)]
         again = bool(self._postponed)
-        self._postponed = [] if self._all_sound(due) else due
+        self._postponed = [] if all_sound(self.layers, due) else due
         if self._postponed and again:
             logger.warning(
                 "step %d: the topology update is postponed again, since gradients or weights of some layer are NaN or inf",
@@ -277,39 +279,6 @@ class SRigL:
             refresh_budgets(self._model)
         fingerprint.check_topologies(self.layers, f"after the update of step {self.steps}")
         return self._report(drop_fraction, rows)
-
-    def _reduce_gradients(self, due: list[str]) -> list[str]:
-        """Average the dense gradients over ranks, one layer at a time, each on the rank that will decide for the layer.
-
-        Returns the layers that took part in a backward pass anywhere.
-        """
-        gradients = {name: self.layers[name].dense_grad for name in due}
-        device = self.layers[due[0]].weight.device
-        flags = [gradient.seen for gradient in gradients.values()]
-        seen = sharding.any_rank(torch.tensor(flags, device=device))
-        used = [name for name, was_seen in zip(due, seen.tolist(), strict=True) if was_seen]
-        for name in used if sharding.world_size() > 1 else []:
-            place = self._places[name]
-            layer, gradient = self.layers[name], gradients[name]
-            if gradient.value is None:  # this rank's batches did not reach the layer, another rank's did
-                shape = (layer.out_features, layer.in_features)
-                dtype = torch.promote_types(layer.weight.dtype, torch.float32)
-                gradient.value = torch.zeros(shape, dtype=dtype, device=layer.weight.device)
-            self._reduced_bytes += sharding.mean_at_owner(gradient.value, place)
-            if not sharding.is_mine(place):
-                gradient.stop()
-        return used
-
-    def _all_sound(self, due: list[str]) -> bool:
-        """Whether all that the update depends on is finite and complete: one decision for all layers and ranks."""
-        device = self.layers[next(iter(self.layers))].weight.device
-        bad = torch.zeros(1, dtype=torch.bool, device=device)
-        for name in due:
-            layer = self.layers[name]
-            values = [layer.weight.detach()] + ([] if layer.weight.grad is None else [layer.weight.grad])
-            for finite in (*(torch.isfinite(value.abs().max()) for value in values), layer.dense_grad.is_finite()):
-                bad |= ~finite.to(device)
-        return not bool(sharding.any_rank(bad).any())
 
     def _new_mask(self, name: str, drop_fraction: float, grows: bool) -> Tensor:
         layer = self.layers[name]

@@ -153,6 +153,7 @@ class SRigLTrainerMixin(_TrainerMethods):
         if is_on_ramp(self.model):
             return False
         return super()._determine_best_metric(metrics, trial)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_dir = self._get_output_dir(trial=trial)
         folder = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")

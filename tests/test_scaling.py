@@ -76,7 +76,7 @@ def test_the_formulas_are_what_counters_count(tmp_path, world):
             assert held == always + updated * formula["held at an update: dense gradients"]
             assert gradients == (formula["step: all-reduce of gradients"] if world > 1 else 0)
             assert given["reduce"] == updated * formula["update: reduce of dense gradients"]
-            assert given["broadcast"] == updated * formula["update: broadcast of topologies"]
+            assert given["broadcast"] == updated * formula["update: broadcast of masks as bits"]
             assert given["all_gather"] + given["all_reduce"] == updated * formula["update: flags and fingerprints"]
             if updated:
                 assert (report.reduced_bytes, report.broadcast_bytes) == (given["reduce"], given["broadcast"])

@@ -30,6 +30,7 @@ ORDER = [
     "targets",
     "sharding",
     "fingerprint",
+    "gradients",
     "checkpoints",
     "calibration",
     "surgery",
