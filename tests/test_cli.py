@@ -12,8 +12,9 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from conftest import tiny_bert
-from hf_srigl import SRigLConfig, cli, sparsify, sparsity_report
+from hf_srigl import SRigLConfig, sparsify, sparsity_report
 from hf_srigl.cli import main
+from hf_srigl.commands import demo
 from hf_srigl.surgery import config_of
 
 
@@ -177,7 +178,7 @@ def test_inspect_survives_a_moved_folder(folder, tmp_path, capsys):
 def called(monkeypatch):
     """What the demo is called with, instead of running it."""
     calls = []
-    monkeypatch.setattr(cli, "run_demo", lambda output, **options: calls.append((output, options)))
+    monkeypatch.setattr(demo, "run_demo", lambda output, **options: calls.append((output, options)))
     return calls
 
 
@@ -230,18 +231,18 @@ def raising(error):
 
 
 def test_demo_without_its_packages(monkeypatch, tmp_path, fails):
-    monkeypatch.setattr(cli, "run_demo", raising(ImportError("pip install hf_srigl[demo]")))
+    monkeypatch.setattr(demo, "run_demo", raising(ImportError("pip install hf_srigl[demo]")))
     assert fails("demo", "--output", tmp_path) == "hf-srigl: pip install hf_srigl[demo]\n"
 
 
 def test_interrupted(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(cli, "run_demo", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(demo, "run_demo", raising(KeyboardInterrupt()))
     assert main(["demo", "--output", str(tmp_path)]) == 130
     assert capsys.readouterr().err.endswith("hf-srigl: interrupted\n")
 
 
 def test_what_nobody_expects_is_not_hidden(monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "run_demo", raising(RuntimeError("predictions differ")))
+    monkeypatch.setattr(demo, "run_demo", raising(RuntimeError("predictions differ")))
     with pytest.raises(RuntimeError, match="predictions differ"):
         main(["demo", "--output", str(tmp_path)])
 

@@ -38,6 +38,10 @@ ORDER = [
     "trainer",
     "plots",
     "demo",
+    "commands",
+    "commands.common",
+    "commands.inspect",
+    "commands.demo",
     "cli",
 ]
 
