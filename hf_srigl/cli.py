@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hf_srigl.commands import demo, inspect
-from hf_srigl.commands.common import CommandError, without_loading_bars
+from hf_srigl.commands import condense, demo, densify, inspect
+from hf_srigl.commands.common import CommandError, loading_bars
 
-COMMANDS = (inspect, demo)  # in the order of the help
+COMMANDS = (inspect, condense, densify, demo)  # in the order of the help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        with without_loading_bars():
+        with loading_bars(False):
             arguments.run(arguments)
     except CommandError as error:
         print(f"hf-srigl: {error}", file=sys.stderr)
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-srigl",
         description="Sparse stays sparse: SRigL training for Hugging Face transformers.",
-        epilog="hf-srigl COMMAND --help says more about a command.",
+        epilog="hf-srigl COMMAND --help says more about a command and shows examples.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
+from transformers.utils import logging
 
 from hf_srigl import topology
 from hf_srigl.config import SRigLConfig
@@ -23,7 +24,7 @@ from hf_srigl.targets import find_targets
 FORMAT_VERSION = 1
 
 
-def sparsify(model: nn.Module, config: SRigLConfig) -> nn.Module:
+def sparsify(model: nn.Module, config: SRigLConfig, *, progress: bool = False) -> nn.Module:
     """Make the target layers of `model` condensed, in place, and return the model.
 
     A Hugging Face model also learns how to save and load its condensed form: `save_pretrained`, `from_pretrained`,
@@ -33,6 +34,7 @@ def sparsify(model: nn.Module, config: SRigLConfig) -> nn.Module:
     Args:
         model: any module; which layers are targets is told by `hf_srigl.targets.find_targets`.
         config: sparsity, distribution, targets and start (`init`); the rest is for training.
+        progress: show a bar, one tick for each layer (unless transformers' bars are disabled).
 
     Raises:
         ValueError: the model is condensed already, nothing matches, a layer named explicitly cannot be made sparse, or
@@ -47,34 +49,22 @@ def sparsify(model: nn.Module, config: SRigLConfig) -> nn.Module:
           (2): Linear(in_features=30, out_features=2, bias=True)
         )
     """
-    if not isinstance(config, SRigLConfig):
-        raise TypeError(f"config must be an SRigLConfig, got {type(config).__name__}: SRigLConfig(**options)")
-    already = list(condensed_layers(model))
-    if already:
-        raise ValueError(
-            f"the model is condensed already ({len(already)} layers, first {already[0]}); "
-            "train it as it is, or densify() it before sparsifying anew"
-        )
-    targets = find_targets(model, config)
-    shapes = {name: _dense_weight(module).shape for name, module in targets.items()}
+    targets = sound_targets(model, config)
+    shapes = {name: dense_weight(module).shape for name, module in targets.items()}
     fan_ins = fan_in_per_layer({n: (s[0], s[1]) for n, s in shapes.items()}, config.sparsity, config.distribution)
-    for name, module in targets.items():
-        if not module.weight.is_floating_point():
-            raise ValueError(f"layer {name}: expected floating point weights, found {module.weight.dtype} (quantized?)")
-        if config.init == "magnitude" and not bool(torch.isfinite(module.weight).all()):
-            raise ValueError(f"layer {name}: expected finite weights, found NaN or inf; load a sound checkpoint")
-    for name, module in targets.items():
-        _replace(model, module, _condense(name, module, fan_ins[name], config))
-    for part in _outermost_pretrained(model):
-        _give_own_config(part)
-    attach(model, config)
+    for name, module in logging.tqdm(targets.items(), desc="Condensing layers", disable=not progress):
+        replace(model, module, _condense(name, module, fan_ins[name], config))
+    settle(model, config)
     return model
 
 
-def densify(model: nn.Module) -> nn.Module:
+def densify(model: nn.Module, *, progress: bool = False) -> nn.Module:
     """The inverse of `sparsify`, in place: every `CondensedLinear` becomes an `nn.Linear` or `Conv1D` with zeros.
 
     The result is a plain model again; saved, it loads anywhere without `hf_srigl`.
+
+    Args:
+        progress: show a bar, one tick for each layer (unless transformers' bars are disabled).
 
     Raises:
         ValueError: the model has no condensed layer.
@@ -93,8 +83,8 @@ def densify(model: nn.Module) -> nn.Module:
         raise ValueError("the model has no condensed layer: nothing to densify")
     if "" in layers:
         raise ValueError("the model is itself the condensed layer: put it into a module, or use its to_dense()")
-    for layer in layers.values():
-        _replace(model, layer, _expand(layer))
+    for layer in logging.tqdm(layers.values(), desc="Expanding layers", disable=not progress):
+        replace(model, layer, _expand(layer))
     _detach(model)
     return model
 
@@ -140,7 +130,7 @@ def insert_empty(model: nn.Module, budgets: Mapping[str, int], config: SRigLConf
                 f"layer {name}: the checkpoint holds a condensed layer, expected nn.Linear or Conv1D in the model, "
                 f"found {type(module).__name__}"
             )
-        weight = _dense_weight(module)
+        weight = dense_weight(module)
         n_out, n_in = weight.shape
         try:
             layer = CondensedLinear(
@@ -154,7 +144,7 @@ def insert_empty(model: nn.Module, budgets: Mapping[str, int], config: SRigLConf
             )
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from error
-        _replace(model, module, layer)
+        replace(model, module, layer)
     _remember(model, config)
 
 
@@ -241,14 +231,40 @@ def _detach(model: nn.Module) -> None:
             module.model_tags = [tag for tag in module.model_tags or [] if tag not in ("srigl", "sparse")] or None
 
 
-def _dense_weight(module: nn.Linear | Conv1D) -> torch.Tensor:
+def sound_targets(model: nn.Module, config: SRigLConfig) -> dict[str, nn.Linear | Conv1D]:
+    """The layers that can be condensed at once; raises for all that `sparsify` refuses."""
+    if not isinstance(config, SRigLConfig):
+        raise TypeError(f"config must be an SRigLConfig, got {type(config).__name__}: SRigLConfig(**options)")
+    already = list(condensed_layers(model))
+    if already:
+        raise ValueError(
+            f"the model is condensed already ({len(already)} layers, first {already[0]}); "
+            "train it as it is, or densify() it before sparsifying anew"
+        )
+    targets = find_targets(model, config)
+    for name, module in targets.items():
+        if not module.weight.is_floating_point():
+            raise ValueError(f"layer {name}: expected floating point weights, found {module.weight.dtype} (quantized?)")
+        if config.init == "magnitude" and not bool(torch.isfinite(module.weight).all()):
+            raise ValueError(f"layer {name}: expected finite weights, found NaN or inf; load a sound checkpoint")
+    return targets
+
+
+def settle(model: nn.Module, config: SRigLConfig) -> None:
+    """What a model needs after its layers were replaced."""
+    for part in _outermost_pretrained(model):
+        _give_own_config(part)
+    attach(model, config)
+
+
+def dense_weight(module: nn.Linear | Conv1D) -> torch.Tensor:
     """(N, K), a view of the module's parameter; Conv1D stores (K, N)."""
     weight = module.weight.detach()
     return weight.t() if isinstance(module, Conv1D) else weight
 
 
 def _condense(name: str, module: nn.Linear | Conv1D, fan_in: int, config: SRigLConfig) -> CondensedLinear:
-    weight = _dense_weight(module)
+    weight = dense_weight(module)
     n_out, n_in = weight.shape
     if config.init == "magnitude":
         mask = topology.magnitude_mask(weight, fan_in)
@@ -257,8 +273,13 @@ def _condense(name: str, module: nn.Linear | Conv1D, fan_in: int, config: SRigLC
         mask = topology.random_mask((n_out, n_in), fan_in, generator).to(weight.device)
         fresh = torch.randn(n_out, n_in, generator=generator) / math.sqrt(fan_in)  # activations keep their variance
         weight = fresh.to(weight.device, weight.dtype)
+    return condensed_like(module, weight, mask)
+
+
+def condensed_like(module: nn.Linear | Conv1D, weight: torch.Tensor, mask: torch.Tensor) -> CondensedLinear:
+    """`weight` (N, K) under `mask`, and in all else as `module` is. The budget is what the mask holds, or N if more."""
     bias = None if module.bias is None else module.bias.detach()
-    layer = CondensedLinear.from_dense(weight, mask, bias, budget=n_out * fan_in, transposed=isinstance(module, Conv1D))
+    layer = CondensedLinear.from_dense(weight, mask, bias, transposed=isinstance(module, Conv1D))
     layer.weight.requires_grad_(module.weight.requires_grad)
     layer.bias = module.bias  # the same object: it may be tied
     return layer.train(module.training)
@@ -278,7 +299,7 @@ def _expand(layer: CondensedLinear) -> nn.Linear | Conv1D:
     return module.train(layer.training)
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put `new` wherever `old` stands; a shared module stays shared."""
     for parent in list(model.modules()):
         for child_name, child in list(parent._modules.items()):

@@ -26,6 +26,7 @@ ORDER = [
     "linear",
     "targets",
     "surgery",
+    "masks",
     "sharding",
     "exploration",
     "optimizers",
@@ -40,7 +41,10 @@ ORDER = [
     "demo",
     "commands",
     "commands.common",
+    "commands.checkpoints",
     "commands.inspect",
+    "commands.condense",
+    "commands.densify",
     "commands.demo",
     "cli",
 ]

@@ -1,16 +1,13 @@
-"""What the commands share: expected failures, numbers from the command line, the model behind a path."""
+"""What the commands share: expected failures, progress bars, numbers from the command line."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
-import transformers
-from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 T = TypeVar("T")
@@ -22,52 +19,20 @@ class CommandError(Exception):
     """A failure that one sentence explains and that needs no traceback: printed on stderr, exit code 1."""
 
 
-def load_condensed(path: Path) -> PreTrainedModel:
-    """The condensed model in the folder `path`, loaded with the class that wrote it, in the dtype it was written in.
-
-    Raises:
-        CommandError: there is none, it is dense or of another kind, damaged or incomplete.
-    """
-    file = path / "config.json"
-    if not path.exists():
-        raise CommandError(f"there is no {path}; give the folder that save_pretrained wrote")
-    if not file.is_file():
-        raise CommandError(f"{path} is not a checkpoint: expected a folder with a config.json in it")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        quantization, architectures = config.get("quantization_config") or {}, config.get("architectures") or []
-        method = quantization.get("quant_method")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CommandError(f"{file} is not a model configuration: {one_line(error)}") from error
-    if method != "srigl":
-        found = "a dense one" if method is None else f"one of quant_method {method!r}"
-        raise CommandError(f"{path} is not a condensed checkpoint but {found} (quantization_config in {file.name})")
-    loader = getattr(transformers, architectures[0], AutoModel) if architectures else AutoModel
-    verbosity = logging.get_verbosity()
-    try:
-        logging.set_verbosity_error()  # what matters of its warnings is said below
-        model, info = loader.from_pretrained(path, dtype="auto", output_loading_info=True)
-    except Exception as error:  # whatever it is that a damaged file provokes in transformers
-        raise CommandError(f"{path} cannot be loaded: {one_line(error)}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-    if info["missing_keys"]:
-        raise CommandError(
-            f"{path} lacks weights of its {type(model).__name__}: {', '.join(sorted(info['missing_keys']))}"
-        )
-    return model
-
-
 @contextmanager
-def without_loading_bars() -> Iterator[None]:
-    """transformers' bars for reading and writing weights are off inside; progress bars of training are not these."""
+def loading_bars(shown: bool) -> Iterator[None]:
+    """transformers' bars (reading, condensing, writing) are on or off inside; progress bars of training are not these."""
     enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
     try:
         yield
     finally:
-        if enabled:
-            logging.enable_progress_bar()
+        (logging.enable_progress_bar if enabled else logging.disable_progress_bar)()
+
+
+def on_terminal() -> bool:
+    """Whether somebody watches stderr, where progress is shown."""
+    return sys.stderr.isatty()
 
 
 def one_line(error: Exception) -> str:
@@ -78,6 +43,26 @@ def one_line(error: Exception) -> str:
         ('a b', 'ValueError')
     """
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def megabytes(size: int) -> str:
+    """A number of bytes for people.
+
+    Example:
+        >>> megabytes(438_000_000), megabytes(20_480)
+        ('438.0 MB', '0.02 MB')
+    """
+    return f"{size / 1e6:.1f} MB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
+
+
+def count(number: int, thing: str) -> str:
+    """A number and what it counts.
+
+    Example:
+        >>> count(1, "layer"), count(2, "layer")
+        ('1 layer', '2 layers')
+    """
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 def epochs(text: str) -> float:
