@@ -12,10 +12,10 @@ from hf_srigl.callback import SRigLCallback, check_arguments
 from hf_srigl.config import SRigLConfig
 from hf_srigl.hub import write_card
 from hf_srigl.surgery import attach, condensed_layers, config_of, hide_topology_from_ddp, sparsify
+from hf_srigl.updates import UpdateReport
 
 # What a condensed model cannot change any more; every other option may differ in a later training.
 _FIXED = ("sparsity", "distribution", "target_modules", "exclude_modules", "init")
-
 
 if TYPE_CHECKING:  # the mixin's `super()` is whatever Trainer it is mixed into
     from transformers import Trainer as _TrainerMethods
@@ -32,6 +32,8 @@ class SRigLTrainerMixin(_TrainerMethods):
         srigl_config: how to sparsify a dense model. A model that is condensed already trains on with the configuration
             it carries; a `srigl_config` given then may change the training options (`update_every`, `gamma_sal`, ...),
             but not what is fixed (`sparsity`, `distribution`, targets, `init`).
+        srigl_pictures: at the end of training write pictures of the topology, and its history, into ``args.output_dir``
+            (`hf_srigl.history.leave_pictures`); where matplotlib is not installed a log line says so.
 
     The model is sparsified when the Trainer is built (with `model_init`, every time it is called), before the optimizer
     exists; topology updates run through `SRigLCallback`, their numbers go to the Trainer's log.
@@ -41,7 +43,9 @@ class SRigLTrainerMixin(_TrainerMethods):
             optimizer passed in for a model that is still dense, or arguments that cannot train a condensed model.
     """
 
-    def __init__(self, *args: Any, srigl_config: SRigLConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, srigl_config: SRigLConfig | None = None, srigl_pictures: bool = True, **kwargs: Any
+    ) -> None:
         if srigl_config is not None and not isinstance(srigl_config, SRigLConfig):
             raise TypeError(f"srigl_config must be an SRigLConfig, got {type(srigl_config).__name__}")
         self._srigl_config = srigl_config
@@ -57,8 +61,17 @@ class SRigLTrainerMixin(_TrainerMethods):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, SRigLCallback):
                 raise ValueError("this Trainer adds SRigLCallback by itself: leave it out of callbacks")
-        self._srigl_callback = SRigLCallback(log=self.log)
+        self._srigl_callback = SRigLCallback(log=self.log, pictures=srigl_pictures)
         self.add_callback(self._srigl_callback)
+
+    @property
+    def topology_reports(self) -> list[UpdateReport]:
+        """What every topology update of the last training did, in order; empty before the first one.
+
+        A resumed training also has the reports from before, as far as its checkpoint holds them (`srigl_history.json`; it is
+        not there in checkpoints of older versions or with ``save_only_model``).
+        """
+        return list(self._srigl_callback.reports)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """The Trainer's, sparsified."""
@@ -108,6 +121,8 @@ class SparseTrainer(SRigLTrainerMixin, Trainer):
         ...     train_dataset=train_dataset,
         ... )
         >>> _ = trainer.train()
+        >>> trainer.topology_reports[0].step
+        2
         >>> trainer.save_model(tmp_path / "sparse")
         >>> type(trainer.model).from_pretrained(tmp_path / "sparse").is_quantized
         True
