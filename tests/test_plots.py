@@ -210,14 +210,14 @@ def test_few_layers_are_bars_with_names_and_numbers(figure, tmp_path):
 
 def test_many_layers_are_lines_and_what_agrees_shares_one(figure, tmp_path):
     plot_layers(sparsity_report(blocks(8)), tmp_path / "layers.png")
-    _, fan_in, active = figure.axes
+    _, fan_in, _ = figure.axes
     # q and k agree; fc; the way from the last of one "top" to its label, and its point
     assert drawn(fan_in) == [
         ([1], [4]), (list(range(1, 9)), [2] * 8), (list(range(1, 9)), [4] * 8), ([1, 8.5], [4, 4]),
     ]  # fmt: skip
     assert set(texts(fan_in)) == {"fc", "q, k", "top"}
     assert texts(fan_in)["top"].get_color() == style.GREY, "a layer without others of its kind"
-    assert len({text.get_color() for text in texts(active).values()}) == 3
+    assert len({text.get_color() for text in texts(fan_in).values()}) == 3
 
 
 def test_a_dense_model_has_no_layers_to_draw(tmp_path):
