@@ -385,7 +385,15 @@ def test_what_nobody_expects_is_not_hidden(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argv", "words"), [([], ["demo", "inspect"]), (["demo"], ["--output", "--seed"]), (["inspect"], ["--json"])]
+    ("argv", "words"),
+    [
+        ([], ["demo", "inspect", "condense", "densify", "plot"]),
+        (["demo"], ["--output", "--seed"]),
+        (["inspect"], ["--json", "\nexamples:\n  hf-srigl inspect"]),
+        (["condense"], ["--from-zeros", "--sparsity", "\n  hf-srigl condense my/pruned out --from-zeros\n"]),
+        (["densify"], ["--json", "\nexamples:\n  hf-srigl densify"]),
+        (["plot"], ["--training", "\nexamples:\n  hf-srigl plot"]),
+    ],
 )
 def test_help(capsys, argv, words):
     with pytest.raises(SystemExit) as stopped:
@@ -393,6 +401,7 @@ def test_help(capsys, argv, words):
     assert stopped.value.code == 0
     out = capsys.readouterr().out
     assert all(word in out for word in words)
+    assert max(map(len, out.split("examples:")[0].splitlines())) <= 120, "wrapped"
 
 
 @pytest.mark.parametrize("argv", [[], ["dance"], ["inspect"]])

@@ -252,7 +252,13 @@ def test_a_failed_write_leaves_nothing_behind(dense, tmp_path, fails, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "argv", [["x"], ["x", "y", "--sparsity", "1.5"], ["x", "y", "--from-zeros", "--sparsity", ".5"]]
+    "argv",
+    [
+        ["x"],
+        ["x", "y", "--sparsity", "1.5"],
+        ["x", "y", "--from-zeros", "--sparsity", ".5"],
+        ["x", "y", "--from-zeros", "--distribution", "erk"],
+    ],
 )
 def test_condense_wrong_usage(argv, capsys):
     with pytest.raises(SystemExit) as stopped:

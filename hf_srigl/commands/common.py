@@ -15,6 +15,13 @@ T = TypeVar("T")
 Commands = argparse._SubParsersAction  # what `add_parser` is called on; argparse has no public name for it
 
 
+class Help(argparse.HelpFormatter):
+    """Wraps what is one paragraph, and leaves texts of several lines (examples) as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text.rstrip() if "\n" in text else super()._fill_text(text, width, indent)
+
+
 class CommandError(Exception):
     """A failure that one sentence explains and that needs no traceback: printed on stderr, exit code 1."""
 

@@ -49,7 +49,7 @@ def add(commands: Commands) -> None:
         description="Reads a dense checkpoint and writes a condensed one, with the tokenizer or processor and whatever else "
         "lies beside the weights. Keeps the largest weights of each neuron, or exactly those that are not 0.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=common.Help,
     )
     condense.add_argument("dense", metavar="DENSE", help="folder of a dense model, or its name on the Hub")
     condense.add_argument("out", type=Path, metavar="OUT", help="new folder for the condensed model")
@@ -79,10 +79,12 @@ def add(commands: Commands) -> None:
         "--config", type=Path, metavar="FILE", help="an SRigLConfig as JSON, for all its options; the options above win"
     )
     condense.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    condense.set_defaults(run=run)
+    condense.set_defaults(run=run, refuse=condense.error)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.from_zeros and arguments.distribution is not None:
+        arguments.refuse("--distribution has no meaning with --from-zeros: the zeros say how dense each layer is")
     config = config_from(arguments)
     check_new(arguments.out)  # before anything is downloaded
     with common.loading_bars(common.on_terminal()):

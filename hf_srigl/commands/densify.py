@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
         description="Reads a condensed checkpoint and writes a dense one that computes the same and loads anywhere, without "
         "hf_srigl, with the tokenizer or processor and whatever else lies beside the weights.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=common.Help,
     )
     parser.add_argument("path", metavar="IN", help="folder of a condensed model, or its name on the Hub")
     parser.add_argument("out", type=Path, metavar="OUT", help="new folder for the dense model")

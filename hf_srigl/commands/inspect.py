@@ -7,6 +7,7 @@ import json
 
 import torch
 
+from hf_srigl.commands import common
 from hf_srigl.commands.checkpoints import Loaded, fetch, load_condensed, weight_files
 from hf_srigl.commands.common import CommandError, Commands, count, megabytes
 from hf_srigl.report import sparsity_report
@@ -26,7 +27,7 @@ def add(commands: Commands) -> None:
         description="Loads a condensed checkpoint, which checks every file, layer and value, and prints its configuration and "
         "its sparsity, layer by layer and as a whole. Exit code 1 if anything is wrong with it.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=common.Help,
     )
     inspect.add_argument(
         "path",

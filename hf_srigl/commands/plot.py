@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from hf_srigl.commands import common
 from hf_srigl.commands.checkpoints import fetch, load_condensed
 from hf_srigl.commands.common import CommandError, Commands, count, one_line
 from hf_srigl.history import HISTORY_FILE, History
@@ -27,7 +28,7 @@ def add(commands: Commands) -> None:
         description="Draws sparsity, fan-in and active neurons of every layer of a condensed checkpoint; with --training, how "
         f"they changed in the training that wrote it (its {HISTORY_FILE}).",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=common.Help,
     )
     plot.add_argument(
         "path",
