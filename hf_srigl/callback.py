@@ -119,12 +119,18 @@ class SRigLCallback(TrainerCallback):
                 self.history.save(os.path.join(folder, HISTORY_FILE))
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
-        if self.srigl is not None:
-            self.srigl.close()
-            self.srigl = None
-        if self.pictures and self.history is not None and state.is_world_process_zero:
+        if self.srigl is None:
+            return
+        self.srigl.close()
+        self.srigl = None
+        if self.pictures and self.history is not None and model is not None and state.is_world_process_zero:
             self._leave_pictures(self.history, model, args, state)
 
     def _leave_pictures(self, history: History, model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:

@@ -17,9 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn, optim
 from torch.utils.data import Dataset
 
-from hf_srigl.callback import SRigLCallback
 from hf_srigl.config import SRigLConfig
-from hf_srigl.history import LAYERS_PICTURE, TOPOLOGY_PICTURE
+from hf_srigl.history import LAYERS_PICTURE, TOPOLOGY_PICTURE, History, leave_pictures
 from hf_srigl.memory import live_bytes
 from hf_srigl.plots import Measure, plot_comparison
 from hf_srigl.plots.style import new_figure
@@ -200,14 +199,18 @@ def train(
         "compute_metrics": _accuracy,
         "callbacks": [watch, _Bar(name)],
     }
-    trainer = hf.Trainer(**common) if config is None else SparseTrainer(srigl_config=config, **common)
+    trainer = (
+        hf.Trainer(**common) if config is None else SparseTrainer(srigl_config=config, srigl_pictures=False, **common)
+    )
     trainer.remove_callback(hf.PrinterCallback)
     start = sparsity_report(trainer.model)
     began = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - began
     trainer.model.save_pretrained(folder)
-    callbacks = [c for c in trainer.callback_handler.callbacks if isinstance(c, SRigLCallback)]
+    updates = trainer.topology_reports if isinstance(trainer, SparseTrainer) else []
+    if config is not None:  # not by the Trainer, whose time is compared with that of the dense twin
+        leave_pictures(History(start, 0, updates), sparsity_report(trainer.model), folder, trainer.state.global_step)
     return Outcome(
         model=trainer.model,
         accuracy=trainer.evaluate()["eval_accuracy"],
@@ -219,7 +222,7 @@ def train(
         latency_ms=1000 * seconds_to_classify(trainer.model, test_digits.images[:1]),
         steps=trainer.state.global_step,
         start=start,
-        updates=tuple(report for callback in callbacks for report in callback.reports),
+        updates=tuple(updates),
     )
 
 
