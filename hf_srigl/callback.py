@@ -19,11 +19,12 @@ from hf_srigl.history import HISTORY_FILE, History, leave_pictures
 from hf_srigl.optimizers import refused_by_name
 from hf_srigl.report import sparsity_report
 from hf_srigl.srigl import SRigL
-from hf_srigl.surgery import hide_topology_from_ddp
+from hf_srigl.surgery import hide_topology_from_ddp, is_on_ramp
 from hf_srigl.updates import UpdateReport
 
 logger = logging.get_logger(__name__)
 
+DEFAULT_LEARNING_RATE = TrainingArguments.learning_rate
 STATE_FILE = "srigl_state.safetensors"
 
 
@@ -83,6 +84,16 @@ class SRigLCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         check_arguments(args)
+        if self.log is None and args.load_best_model_at_end and is_on_ramp(model):
+            raise ValueError(
+                "load_best_model_at_end would pick a checkpoint from the ramp, where the model is denser and better: use "
+                "SparseTrainer, which compares only models at the final sparsity, or leave out ramp_until"
+            )
+        if args.learning_rate == DEFAULT_LEARNING_RATE:
+            logger.warning_once(
+                f"The learning rate is the Trainer's default, {DEFAULT_LEARNING_RATE}. A sparse model wants about three times "
+                "the rate that is best for its dense twin; set TrainingArguments(learning_rate=...)."
+            )
         self.srigl = SRigL(model, optimizer, total_steps=state.max_steps)
         self.history, self._unlogged = History(sparsity_report(model), state.global_step), None
         if state.global_step > 0:
@@ -128,6 +139,12 @@ class SRigLCallback(TrainerCallback):
     ) -> None:
         if self.srigl is None:
             return
+        if any(layer.budget > layer.smallest_budget for layer in self.srigl.layers.values()):
+            logger.warning(
+                f"Training ended at step {state.global_step}, before the ramp (ramp_until={self.srigl.config.ramp_until} of "
+                f"{state.max_steps} steps) reached the sparsity of {self.srigl.config.sparsity}: the model is denser. Resume "
+                "it to the end, or densify() it and sparsify() it anew at that sparsity."
+            )
         self.srigl.close()
         self.srigl = None
         if self.pictures and self.history is not None and model is not None and state.is_world_process_zero:

@@ -57,11 +57,12 @@ class SRigLConfig:
         default_factory=list,
         metadata={"help": "Name suffixes of target layers that keep all their neurons, besides queries, keys, values."},
     )
-    init: Literal["magnitude", "random"] = field(
+    init: Literal["magnitude", "random", "wanda"] = field(
         default="magnitude",
         metadata={
             "help": "First topology: the largest weights of each neuron (magnitude, for pretrained models), or random "
-            "positions with fresh values of standard deviation 1/sqrt(fan-in) (random, for training from scratch)."
+            "positions with fresh values of standard deviation 1/sqrt(fan-in) (random, for training from scratch), or "
+            "the largest weights times the norm of their inputs on some training data (wanda, for pretrained models)."
         },
     )
     update_every: float | None = field(
@@ -93,12 +94,27 @@ class SRigLConfig:
         metadata={"help": "Spread the layers' updates over the interval, so that few dense gradients exist at once."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of everything random about the topology."})
+    ramp_until: float | None = field(
+        default=None,
+        metadata={
+            "help": "Reach the sparsity gradually: fan-in falls by a cubic schedule over this share of training. null "
+            "starts at the full sparsity, which costs least memory; pretrained models lose less with a ramp."
+        },
+    )
+    ramp_from: float = field(default=0.0, metadata={"help": "Sparsity at the start of the ramp; 0 is dense."})
+    structure: Literal["constant_fan_in", "unstructured"] = field(
+        default="constant_fan_in",
+        metadata={
+            "help": "Every neuron has as many inputs (SRigL), or weights may be anywhere in a layer (RigL): a baseline for "
+            "comparisons, which saves no time."
+        },
+    )
 
     quant_method: ClassVar[str] = "srigl"  # what transformers' loading looks for
 
     def __post_init__(self) -> None:
         _check_number("sparsity", self.sparsity, "a number in [0, 1)", lambda v: 0 <= v < 1)
-        for name in ("distribution", "init", "grow"):
+        for name in _CHOICES:
             choices = _CHOICES[name]
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
@@ -121,12 +137,74 @@ class SRigLConfig:
         _check_number("stop_updates_at", self.stop_updates_at, "a number in [0, 1]", lambda v: 0 <= v <= 1)
         if self.gamma_sal is not None:
             _check_number("gamma_sal", self.gamma_sal, "a number in [0, 1], or None", lambda v: 0 <= v <= 1)
+        self._check_ramp()
+        if self.structure == "unstructured" and (self.gamma_sal is not None or self.ramp_until is not None):
+            raise ValueError(
+                "structure='unstructured' is a baseline without neuron ablation and without a ramp: set gamma_sal=None and "
+                f"ramp_until=None, got {self.gamma_sal} and {self.ramp_until}"
+            )
         if not isinstance(self.stagger, bool):
             raise ValueError(f"stagger must be True or False, got {self.stagger!r}")
         if self.stagger and self.update_every is None:
             raise ValueError("stagger=True spreads topology updates, but update_every=None means there are none")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"seed must be a whole number, got {self.seed!r}")
+
+    def _check_ramp(self) -> None:
+        _check_number("ramp_from", self.ramp_from, "a number in [0, 1)", lambda v: 0 <= v < 1)
+        if self.ramp_until is None:
+            if self.ramp_from:
+                raise ValueError(f"ramp_from={self.ramp_from} starts a ramp that has no end: set ramp_until too")
+            return
+        _check_number("ramp_until", self.ramp_until, "a number in (0, 1], or None", lambda v: 0 < v <= 1)
+        if self.update_every is None:
+            raise ValueError(
+                "ramp_until needs topology updates to lower the fan-in, but update_every=None means there are none; "
+                "set update_every (drop_fraction=0 lowers it without regrowth)"
+            )
+        if self.ramp_until > self.stop_updates_at:
+            raise ValueError(
+                f"the ramp must end before the updates do: expected ramp_until <= stop_updates_at = "
+                f"{self.stop_updates_at}, got {self.ramp_until}"
+            )
+        if self.init == "wanda" and self.ramp_from == 0:
+            raise ValueError(
+                "init='wanda' chooses the first topology, but a ramp from dense has nothing to choose: set ramp_from, or "
+                "use init='magnitude'"
+            )
+        if self.ramp_from >= self.sparsity:
+            raise ValueError(f"ramp_from must be below the sparsity to reach, {self.sparsity}, got {self.ramp_from}")
+
+    @classmethod
+    def for_finetuning(cls, sparsity: float = 0.9, **options: Any) -> SRigLConfig:
+        """What keeps most of a pretrained model's quality: a ramp from dense with regrowth, nobody ablated.
+
+        Use about three times the learning rate that is best for the dense model; `docs/accuracy.md` has the evidence.
+
+        Args:
+            sparsity: to be reached after 60 % of the training. options: any other field, also instead of the recipe's.
+
+        Example:
+            >>> config = SRigLConfig.for_finetuning(0.8)
+            >>> config.ramp_until, config.update_every, config.gamma_sal, config.init
+            (0.6, 0.04, None, 'magnitude')
+        """
+        recipe = {"init": "magnitude", "ramp_until": 0.6, "update_every": 0.04, "gamma_sal": None}
+        return cls(**{"sparsity": sparsity, **recipe, **options})
+
+    @classmethod
+    def for_pretraining(cls, sparsity: float = 0.9, **options: Any) -> SRigLConfig:
+        """Sparse from the first step to the last, from random weights: a tenth of the memory all the way.
+
+        Args:
+            sparsity: of the target layers. options: any other field, also instead of the recipe's.
+
+        Example:
+            >>> config = SRigLConfig.for_pretraining(0.9)
+            >>> config.init, config.gamma_sal, config.ramp_until
+            ('random', 0.9, None)
+        """
+        return cls(**{"sparsity": sparsity, "init": "random", "gamma_sal": 0.9, **options})
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-ready values.
@@ -186,7 +264,12 @@ class SRigLConfig:
             return cls.from_dict(json.load(file))
 
 
-_CHOICES = {"distribution": ("uniform", "erk"), "init": ("magnitude", "random"), "grow": ("gradient", "random")}
+_CHOICES = {
+    "distribution": ("uniform", "erk"),
+    "init": ("magnitude", "random", "wanda"),
+    "grow": ("gradient", "random"),
+    "structure": ("constant_fan_in", "unstructured"),
+}
 
 
 def _check_number(name: str, value: Any, expected: str, accept: Any) -> None:

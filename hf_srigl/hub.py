@@ -210,7 +210,7 @@ def check_files(files: list[str], layers: Mapping[str, CondensedLinear], prefix:
                 seen.append(where[key])
                 with safe_open(where[key], framework="pt") as reader:
                     tensors[tensor_name] = reader.get_tensor(key)
-        problem = layer.problem_with(**tensors)
+        problem = layer.problem_with(*(tensors[t] for t in _TENSORS))
         if problem is not None:
             file = ", ".join(dict.fromkeys(seen)) or ", ".join(map(str, files))
             weight = tensors["weight"]

@@ -16,7 +16,7 @@ from hf_srigl.ops.collect import DenseGradient
 class CondensedLinear(nn.Module):
     """A drop-in for `nn.Linear` with constant fan-in, stored, trained and run in condensed form.
 
-    Tensors (B is `budget`, fixed for life; N = `out_features`, K = `in_features`):
+    Tensors (B is `budget`, fixed but for `resize`; N = `out_features`, K = `in_features`):
 
     - ``weight``: (B,) parameter; the i-th active neuron owns slots [i*k, (i+1)*k), k = `fan_in`
     - ``indices``: (B,) int16 (int32 if K > 32767) buffer; ascending in a row, -1 in unused slots
@@ -72,6 +72,7 @@ class CondensedLinear(nn.Module):
             )
         self.in_features, self.out_features = in_features, out_features
         self.budget, self.transposed = budget, transposed
+        self.smallest_budget = budget  # below `budget` while a ramp still has to go on: what may be loaded
         self.weight = nn.Parameter(torch.zeros(budget, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
         fan_in = budget // out_features
@@ -192,7 +193,7 @@ class CondensedLinear(nn.Module):
             >>> layer.rewire(torch.tensor([[True, False], [True, False]])), layer.to_dense().tolist()
             (tensor([0]), [[0.0, 0.0], [3.0, 0.0]])
         """
-        indices, active = topology.to_condensed(new_mask, self.budget)
+        indices, active = topology.to_condensed(new_mask, self.indices.numel())
         if not bool(active.any()):
             raise ValueError("the new mask leaves no neuron active")
         size = self.out_features * self.in_features
@@ -204,6 +205,47 @@ class CondensedLinear(nn.Module):
         self.indices.copy_(indices)
         self.active.copy_(active)
         return new[(came_from < 0) & (new < size)]
+
+    @torch.no_grad()
+    def resize(self, budget: int) -> None:
+        """Cut weight, its gradient and indices down to `budget` slots; the parameter stays the same object.
+
+        Raises:
+            ValueError: `budget` is not between the used slots and those there are; nothing has changed then.
+
+        Example:
+            >>> layer = CondensedLinear(4, 2, budget=6)
+            >>> _ = layer.rewire(torch.tensor([[1, 0, 0, 1], [0, 1, 1, 0]]).bool()); layer.resize(4); layer.indices
+            tensor([0, 3, 1, 2], dtype=torch.int16)
+        """
+        used, slots = int((self.indices >= 0).sum()), self.indices.numel()
+        if not max(used, self.out_features) <= budget <= slots:
+            raise ValueError(
+                f"a layer of {self.out_features} neurons with {used} of {slots} slots in use can be resized to between "
+                f"{max(used, self.out_features)} and {slots} slots, got {budget}"
+            )
+        self.budget = budget
+        if budget == slots:
+            return
+        self._set_slots(self.indices[:budget].clone())
+
+    def _set_slots(self, indices: Tensor) -> None:
+        grad, self.weight.grad = self.weight.grad, None
+        values = self.weight.data[: indices.numel()].clone()  # a view would keep the old memory alive
+        # While anybody holds the loss of the step before, autograd's gradient accumulator lives on and expects the old
+        # size; assigning data of another type is what makes it forget that accumulator.
+        other = torch.float32 if values.dtype == torch.float64 else torch.float64
+        self.weight.data = values.new_empty(0, dtype=other)
+        self.weight.data = values
+        self.weight.grad = None if grad is None else grad[: indices.numel()].clone()
+        self.indices = indices
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """What is saved has `budget` slots, also while the tensors must keep more (several processes on a ramp)."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.indices.numel() > self.budget:
+            for name in ("weight", "indices"):
+                destination[prefix + name] = destination[prefix + name].detach()[: self.budget].clone()
 
     def _load_from_state_dict(
         self,
@@ -219,24 +261,42 @@ class CondensedLinear(nn.Module):
         names = [prefix + name for name in ("weight", "indices", "active")]
         tensors = [state_dict.get(name) for name in names]
         if any(tensor is not None for tensor in tensors):
-            problem = self.problem_with(*tensors)
+            budget = self._loadable_budget(*tensors[:2])
+            problem = self.problem_with(*tensors, budget=budget)
             if problem is not None:
                 error_msgs.append(f"layer {prefix.rstrip('.')}: {problem}")
                 return
+            if budget < self.indices.numel():  # saved further down a ramp
+                self._set_slots(self.indices[:budget].clone())
+            self.budget = budget
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def problem_with(self, weight: Tensor | None, indices: Tensor | None, active: Tensor | None) -> str | None:
-        """What keeps these three tensors from being loaded into this layer; None if nothing does."""
+    def _loadable_budget(self, weight: Tensor | None, indices: Tensor | None) -> int:
+        """The budget that a file's tensors have if the layer may take it, else its own, which the file then fails."""
+        for tensor in (weight, indices):
+            if tensor is not None and tensor.ndim == 1 and self.smallest_budget <= tensor.numel() <= self.budget:
+                return tensor.numel()
+        return self.budget
+
+    def problem_with(
+        self, weight: Tensor | None, indices: Tensor | None, active: Tensor | None, *, budget: int | None = None
+    ) -> str | None:
+        """What keeps these three tensors from being loaded into this layer; None if nothing does.
+
+        Args:
+            budget: how many slots they should have; default: the layer's own.
+        """
+        budget = self.budget if budget is None else budget
         for name, tensor, length in (
-            ("weight", weight, self.budget),
-            ("indices", indices, self.budget),
+            ("weight", weight, budget),
+            ("indices", indices, budget),
             ("active", active, self.out_features),
         ):
             if name == "weight" and tensor is not None and tensor.ndim == 2:
                 return (
-                    f"tensor weight: expected {self.budget} condensed values, found a dense {tuple(tensor.shape)} "
+                    f"tensor weight: expected {budget} condensed values, found a dense {tuple(tensor.shape)} "
                     "matrix; load dense weights into the dense model first and call sparsify() afterwards"
                 )
             if tensor is None:
@@ -247,12 +307,18 @@ class CondensedLinear(nn.Module):
             return "weight, indices and active belong together"
         if not weight.is_floating_point():
             return f"tensor weight: expected a floating point dtype, found {weight.dtype}"
-        if indices.dtype != topology.index_dtype(self.in_features):  # another one could overflow
-            return f"tensor indices: expected {topology.index_dtype(self.in_features)}, found {indices.dtype}"
+        if indices.dtype != self._index_dtype():  # another one could overflow
+            return f"tensor indices: expected {self._index_dtype()}, found {indices.dtype}"
         if active.dtype != torch.bool:
             return f"tensor active: expected bool, found {active.dtype}"
-        problem = topology.find_problem(indices, active, self.in_features)
+        problem = self._find_problem(indices, active)
         return None if problem is None else f"tensors indices and active: {problem}"
+
+    def _index_dtype(self) -> torch.dtype:
+        return topology.index_dtype(self.in_features)
+
+    def _find_problem(self, indices: Tensor, active: Tensor) -> str | None:
+        return topology.find_problem(indices, active, self.in_features)
 
     def extra_repr(self) -> str:
         shape = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

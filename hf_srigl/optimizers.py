@@ -82,9 +82,7 @@ def movable_state(optimizer: optim.Optimizer, name: str, parameter: nn.Parameter
         [(3,), (3,)]
     """
     moved = []
-    for key, value in optimizer.state.get(parameter, {}).items():
-        if not isinstance(value, Tensor) or value.ndim == 0 or value.numel() == 1 < parameter.numel():
-            continue
+    for key, value in _sized(optimizer, parameter).items():
         if value.shape != parameter.shape or not value.is_floating_point():
             raise ValueError(
                 f"layer {name}: {type(optimizer).__name__} keeps state {key!r} of shape {tuple(value.shape)} "
@@ -92,3 +90,20 @@ def movable_state(optimizer: optim.Optimizer, name: str, parameter: nn.Parameter
             )
         moved.append(value)
     return moved
+
+
+def fit_state(optimizer: optim.Optimizer, parameter: nn.Parameter) -> None:
+    """Cut the optimizer's state down to a parameter that has been resized: one value for each of the first slots."""
+    for key, value in _sized(optimizer, parameter).items():
+        if value.ndim == 1 and value.numel() > parameter.numel():
+            optimizer.state[parameter][key] = value[: parameter.numel()].clone()
+
+
+def _sized(optimizer: optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """The state of a parameter without step counts and other single numbers."""
+    state = optimizer.state.get(parameter, {})
+    return {
+        key: value
+        for key, value in state.items()
+        if isinstance(value, Tensor) and value.ndim > 0 and not value.numel() == 1 < parameter.numel()
+    }

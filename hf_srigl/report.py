@@ -104,7 +104,7 @@ condensed layers per input vector 40 of 400
     tensors = [*model.parameters(), *model.buffers()]
     stored_parameters = sum(p.numel() for p in model.parameters())
     stored_bytes = sum(t.numel() * t.element_size() for t in tensors)
-    unused = sum(layer.budget for layer in layers.values()) - sum(row.values for row in rows)
+    unused = sum(layer.weight.numel() for layer in layers.values()) - sum(row.values for row in rows)
     positions = sum(row.dense_multiply_adds for row in rows)
     values = sum(row.values for row in rows)
     parameters = stored_parameters - unused

@@ -60,6 +60,27 @@ def drop_fraction_at(step: int, *, drop_fraction: float, stop_updates_at: float,
     return drop_fraction / 2 * (1 + math.cos(math.pi * progress))
 
 
+def ramp_end(ramp_until: float, total_steps: int) -> int:
+    """The step after which the ramp has reached its target.
+
+    Example:
+        >>> ramp_end(0.6, 269)
+        162
+    """
+    return max(1, math.ceil(round(ramp_until * total_steps, 9)))
+
+
+def ramp_fan_in(step: int, *, first: int, last: int, end: int) -> int:
+    """Fan-in of a layer after `step`, on its cubic way from `first` to `last` (Zhu and Gupta, arXiv 1710.01878, eq. 1).
+
+    Example:
+        >>> [ramp_fan_in(t, first=100, last=10, end=4) for t in range(6)]
+        [100, 48, 21, 11, 10, 10]
+    """
+    left = max(0.0, 1 - step / end)
+    return last + round(round((first - last) * left**3, 9))
+
+
 def stagger_offsets(n_layers: int, interval: int) -> list[int]:
     """Offsets in [0, interval) that spread `n_layers` updates evenly over one interval.
 

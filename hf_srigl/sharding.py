@@ -26,11 +26,11 @@ def check_whole(layers: dict[str, CondensedLinear]) -> None:
         ValueError: a layer's parameter is a DTensor (FSDP2, tensor parallelism) or was flattened away (FSDP1).
     """
     for name, layer in layers.items():
-        sharded = isinstance(layer.weight, DTensor) or tuple(layer.weight.shape) != (layer.budget,)
+        sharded = isinstance(layer.weight, DTensor) or layer.weight.shape != layer.indices.shape
         if sharded:
             raise ValueError(
-                f"layer {name}: expected a whole weight of shape ({layer.budget},) on every rank, found a sharded one; "
-                "train condensed models with DDP (they need a fraction of the memory), not with FSDP or tensor parallelism"
+                f"layer {name}: expected a whole weight of shape {tuple(layer.indices.shape)} on every rank, found it "
+                "sharded; train condensed models with DDP (they need a fraction of the memory), not FSDP or tensor parallelism"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from typing import Any
 
 import torch
@@ -15,13 +16,17 @@ from hf_srigl import sharding, topology
 from hf_srigl.config import SRigLConfig
 from hf_srigl.exploration import Explored
 from hf_srigl.linear import CondensedLinear
-from hf_srigl.optimizers import check_optimizer, movable_state, unwrap
+from hf_srigl.optimizers import check_optimizer, fit_state, movable_state, unwrap
+from hf_srigl.ramp import Ramp
+from hf_srigl.rigl import rigl_mask
 from hf_srigl.schedule import drop_fraction_at, floor_count, is_update_step, stagger_offsets, update_interval
-from hf_srigl.surgery import condensed_layers, config_of, generator_for
+from hf_srigl.surgery import condensed_layers, config_of, generator_for, refresh_budgets
 from hf_srigl.targets import may_ablate
 from hf_srigl.updates import LayerUpdate, UpdateReport
 
 logger = logging.getLogger(__name__)
+
+FEW_UPDATES = 10
 
 
 class SRigL:
@@ -81,9 +86,11 @@ class SRigL:
         check_optimizer(self.optimizer, {name: layer.weight for name, layer in self.trained.items()})
         self.steps = 0
         self._interval = update_interval(config.update_every, total_steps)
-        self._offsets = dict.fromkeys(self.trained, 0)
+        self._offsets = dict.fromkeys(layers, 0)
         if config.stagger and self._interval is not None:
-            self._offsets = dict(zip(self.trained, stagger_offsets(len(self.trained), self._interval), strict=True))
+            self._offsets |= dict(zip(self.trained, stagger_offsets(len(self.trained), self._interval), strict=True))
+        self._model, self._ramp = model, Ramp(layers, config, total_steps)
+        self._warn_of_few_updates()
         for layer in layers.values():
             sharding.broadcast_topology(layer)
         self._explored = {name: Explored.of(layer.mask()) for name, layer in layers.items()}
@@ -114,8 +121,12 @@ class SRigL:
         return report
 
     def close(self) -> None:
-        """Stop collecting dense gradients; the model can be used on without this object."""
+        """Stop collecting dense gradients; the model can be used on without this object.
+
+        With several processes, slots that a ramp has freed are given back only now; wrap the model anew to train on.
+        """
         for layer in self.layers.values():
+            self._resize(layer, layer.budget)
             layer.dense_grad.stop()
             layer.dense_grad.watch(layer.weight, None)
 
@@ -147,21 +158,47 @@ class SRigL:
         """Continue after `steps` completed optimizer steps, with what is active now as all that was ever tried."""
         self.steps = steps
         self._postponed = list(postponed or [])
+        for layer in self.layers.values() if self._ramp.end is not None else ():
+            fit_state(self.optimizer, layer.weight)  # as several processes on a ramp have saved it
         self._arm()
 
-    def _due(self, step: int) -> list[str]:
-        """Names of the layers whose topology changes right after optimizer step `step`."""
-
-        def is_due(name: str) -> bool:
-            return name in self._postponed or is_update_step(
-                step,
-                interval=self._interval,
-                stop_updates_at=self.config.stop_updates_at,
-                total_steps=self.total_steps,
-                offset=self._offsets[name],
+    def _warn_of_few_updates(self) -> None:
+        if self._interval is None:
+            return
+        updates = math.ceil(round(self.config.stop_updates_at * self.total_steps, 9) / self._interval) - 1
+        if updates < FEW_UPDATES:
+            logger.warning(
+                "update_every=%s leaves %d topology updates in %d steps, too few to find a good topology; a share of the "
+                "steps such as update_every=0.04 gives %d",
+                self.config.update_every,
+                max(0, updates),
+                self.total_steps,
+                math.ceil(self.config.stop_updates_at / 0.04) - 1,
             )
 
-        return [name for name, layer in self.trained.items() if layer.weight.requires_grad and is_due(name)]
+    def _due(self, step: int) -> list[str]:
+        """Names of the layers whose topology changes right after optimizer step `step`.
+
+        A ramp takes all layers along: those that are frozen are trimmed, so that they too become sparse.
+        """
+
+        def is_due(name: str) -> bool:
+            return (
+                name in self._postponed
+                or (step == self._ramp.end)
+                or is_update_step(
+                    step,
+                    interval=self._interval,
+                    stop_updates_at=self.config.stop_updates_at,
+                    total_steps=self.total_steps,
+                    offset=self._offsets[name],
+                )
+            )
+
+        return [n for n in self.layers if (self._learns(n) or self._ramp.lowers(n, step)) and is_due(n)]
+
+    def _learns(self, name: str) -> bool:
+        return name in self.trained and self.layers[name].weight.requires_grad
 
     def _arm(self) -> None:
         """Let the layers that are due at the next step collect their dense gradient in its backward passes."""
@@ -176,14 +213,15 @@ class SRigL:
         """Called when a backward pass has the whole gradient of a layer's weight, just before it is accumulated.
 
         If this is known to be the last pass of the step, the dense gradient is pruned at once. With several ranks the
-        others' parts must be added first, so it stays whole.
+        others' parts must be added first, so it stays whole; on a ramp the weights decide first what is trimmed.
         """
         layer = self.layers[name]
         if not layer.dense_grad.wanted:
             return
         layer.dense_grad.commit(afresh=layer.weight.grad is None)
         is_last = self._accumulation is not None and self._accumulation.sync_gradients
-        if is_last and sharding.world_size() == 1:
+        constant = self.config.structure == "constant_fan_in"
+        if is_last and constant and sharding.world_size() == 1 and not self._ramp.lowers(name, self.steps + 1):
             layer.dense_grad.prune(functools.partial(self._decisive, name))
 
     def _decisive(self, name: str, gradient: Tensor) -> Tensor:
@@ -194,7 +232,7 @@ class SRigL:
             gradient,
             budget=layer.budget,
             drop_fraction=self._drop_fraction(self.steps + 1),
-            min_salient=self._min_salient(name, layer),
+            min_salient=self._min_salient(name, layer.budget),
         )
 
     def _drop_fraction(self, step: int) -> float:
@@ -207,8 +245,8 @@ class SRigL:
 
     def _update(self, due: list[str]) -> UpdateReport | None:
         state = {name: movable_state(self.optimizer, name, self.layers[name].weight) for name in due}
-        if self.config.grow == "gradient":
-            due = self._reduce_gradients(due)
+        growing = self._reduce_gradients(due) if self.config.grow == "gradient" else [n for n in due if self._learns(n)]
+        due = [name for name in due if name in growing or self._ramp.lowers(name, self.steps)]
         again = bool(self._postponed)
         self._postponed = [] if self._all_sound(due) else due
         if self._postponed and again:
@@ -219,7 +257,10 @@ class SRigL:
         if self._postponed or not due:
             return None
         drop_fraction = self._drop_fraction(self.steps)
-        return self._report(drop_fraction, [self._update_layer(name, drop_fraction, state[name]) for name in due])
+        rows = [self._update_layer(name, drop_fraction, state[name], name in growing) for name in due]
+        if self._ramp.end is not None:
+            refresh_budgets(self._model)
+        return self._report(drop_fraction, rows)
 
     def _reduce_gradients(self, due: list[str]) -> list[str]:
         """Average the dense gradients over ranks; returns the layers that took part in a backward pass anywhere."""
@@ -247,20 +288,29 @@ class SRigL:
                 bad |= ~finite.to(device)
         return not bool(sharding.any_rank(bad).any())
 
-    def _update_layer(self, name: str, drop_fraction: float, state: list[Tensor]) -> LayerUpdate:
+    def _update_layer(self, name: str, drop_fraction: float, state: list[Tensor], grows: bool) -> LayerUpdate:
         layer = self.layers[name]
-        new = topology.update_mask(
-            layer.to_dense(),
-            layer.mask(),
-            self._growth_scores(name, layer),
-            budget=layer.budget,
-            drop_fraction=drop_fraction,
-            min_salient=self._min_salient(name, layer),
-        )
+        weight, new, budget = layer.to_dense(), layer.mask(), self._ramp.budget(name, self.steps)
+        if budget < layer.budget:
+            new = topology.trim_mask(weight, new, budget // int(layer.active.sum()))
+        if grows and self.config.structure == "unstructured":
+            new = rigl_mask(weight, new, self._growth_scores(name, layer), drop_fraction=drop_fraction)
+        elif grows:
+            new = topology.update_mask(
+                weight,
+                new,
+                self._growth_scores(name, layer),
+                budget=budget,
+                drop_fraction=drop_fraction,
+                min_salient=self._min_salient(name, budget),
+            )
         layer.dense_grad.stop()  # its memory goes before the next layer's turn
         sharding.broadcast_mask(new)
         used = int((layer.indices >= 0).sum())
         grown = layer.rewire(new, state)
+        layer.budget = budget
+        if sharding.world_size() == 1:  # elsewhere DDP has laid out its buckets for the sizes there were
+            self._resize(layer, budget)
         self._explored[name].add(grown)
         n_active = int(layer.active.sum())
         used_now = int((layer.indices >= 0).sum())
@@ -274,6 +324,10 @@ class SRigL:
             itop=self._explored[name].rate,
         )
 
+    def _resize(self, layer: CondensedLinear, budget: int) -> None:
+        layer.resize(budget)
+        fit_state(self.optimizer, layer.weight)
+
     def _growth_scores(self, name: str, layer: CondensedLinear) -> Tensor:
         if self.config.grow == "gradient":
             dense = layer.dense_grad.dense()
@@ -284,10 +338,11 @@ class SRigL:
         scores = torch.rand(layer.out_features, layer.in_features, generator=generator)
         return scores.to(layer.weight.device)
 
-    def _min_salient(self, name: str, layer: CondensedLinear) -> int | None:
+    def _min_salient(self, name: str, budget: int) -> int | None:
         if self.config.gamma_sal is None or not may_ablate(name, self.config):
             return None
-        return max(1, floor_count(self.config.gamma_sal * layer.initial_fan_in))
+        initial_fan_in = budget // self.layers[name].out_features
+        return max(1, floor_count(self.config.gamma_sal * initial_fan_in))
 
     def _report(self, drop_fraction: float, rows: list[LayerUpdate]) -> UpdateReport:
         layers = self.layers.values()

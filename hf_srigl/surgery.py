@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import logging
 
 from hf_srigl import topology
+from hf_srigl.attachment import (
+    FORMAT_VERSION,
+    attach,
+    condensed_layers,
+    config_of,
+    detach,
+    hide_topology_from_ddp,
+    is_on_ramp,
+    refresh_budgets,
+    remember,
+    settle,
+)
+from hf_srigl.calibration import input_norms
 from hf_srigl.config import SRigLConfig
 from hf_srigl.distribution import fan_in_per_layer
 from hf_srigl.linear import CondensedLinear
 from hf_srigl.targets import find_targets
+from hf_srigl.unstructured import UnstructuredLinear
 
-FORMAT_VERSION = 1
+logger = logging.get_logger(__name__)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "attach",
+    "condensed_layers",
+    "config_of",
+    "densify",
+    "hide_topology_from_ddp",
+    "is_on_ramp",
+    "refresh_budgets",
+    "sparsify",
+]
 
 
-def sparsify(model: nn.Module, config: SRigLConfig, *, progress: bool = False) -> nn.Module:
+def sparsify(
+    model: nn.Module, config: SRigLConfig, *, calibration: Iterable[Any] | None = None, progress: bool = False
+) -> nn.Module:
     """Make the target layers of `model` condensed, in place, and return the model.
 
     A Hugging Face model also learns how to save and load its condensed form: `save_pretrained`, `from_pretrained`,
@@ -34,11 +60,13 @@ def sparsify(model: nn.Module, config: SRigLConfig, *, progress: bool = False) -
     Args:
         model: any module; which layers are targets is told by `hf_srigl.targets.find_targets`.
         config: sparsity, distribution, targets and start (`init`); the rest is for training.
+        calibration: for ``init="wanda"``: batches (a DataLoader, say) to run the model on, 128 examples are enough; each
+            a dict, list, tuple or tensor (`hf_srigl.calibration.input_norms`).
         progress: show a bar, one tick for each layer (unless transformers' bars are disabled).
 
     Raises:
-        ValueError: the model is condensed already, nothing matches, a layer named explicitly cannot be made sparse, or
-            weights are not finite. The model is unchanged then.
+        ValueError: the model is condensed already, nothing matches, a layer named explicitly cannot be made sparse,
+            weights are not finite, or calibration data is missing or not wanted. The model is unchanged then.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 2))
@@ -51,11 +79,31 @@ def sparsify(model: nn.Module, config: SRigLConfig, *, progress: bool = False) -
     """
     targets = sound_targets(model, config)
     shapes = {name: dense_weight(module).shape for name, module in targets.items()}
-    fan_ins = fan_in_per_layer({n: (s[0], s[1]) for n, s in shapes.items()}, config.sparsity, config.distribution)
+    start = config.sparsity if config.ramp_until is None else config.ramp_from
+    fan_ins = fan_in_per_layer({n: (s[0], s[1]) for n, s in shapes.items()}, start, config.distribution)
+    if config.init == "random" and isinstance(model, PreTrainedModel) and model.name_or_path:
+        logger.warning_once(
+            f"{type(model).__name__} was loaded from {model.name_or_path}, but init='random' draws new weights for its target "
+            "layers; to keep the pretrained ones use init='magnitude', or SRigLConfig.for_finetuning(...)."
+        )
+    norms = _norms(model, targets, config, calibration)
     for name, module in logging.tqdm(targets.items(), desc="Condensing layers", disable=not progress):
-        replace(model, module, _condense(name, module, fan_ins[name], config))
+        replace(model, module, _condense(name, module, fan_ins[name], config, norms.get(name)))
     settle(model, config)
     return model
+
+
+def _norms(
+    model: nn.Module, targets: Mapping[str, nn.Module], config: SRigLConfig, calibration: Iterable[Any] | None
+) -> dict[str, torch.Tensor]:
+    if config.init == "wanda" and calibration is None:
+        raise ValueError(
+            "init='wanda' needs data: sparsify(model, config, calibration=dataloader); SparseTrainer takes it from its "
+            "train_dataset. While loading (from_pretrained) there is none: load the model dense first"
+        )
+    if config.init != "wanda" and calibration is not None:
+        raise ValueError(f"calibration data is for init='wanda' only, got init={config.init!r}")
+    return {} if calibration is None else input_norms(model, targets, calibration)
 
 
 def densify(model: nn.Module, *, progress: bool = False) -> nn.Module:
@@ -85,32 +133,8 @@ def densify(model: nn.Module, *, progress: bool = False) -> nn.Module:
         raise ValueError("the model is itself the condensed layer: put it into a module, or use its to_dense()")
     for layer in logging.tqdm(layers.values(), desc="Expanding layers", disable=not progress):
         replace(model, layer, _expand(layer))
-    _detach(model)
+    detach(model)
     return model
-
-
-def condensed_layers(model: nn.Module) -> dict[str, CondensedLinear]:
-    """name -> layer, in model order; a layer used in several places appears once.
-
-    Example:
-        >>> list(condensed_layers(sparsify(nn.Sequential(nn.Linear(8, 8)), SRigLConfig(sparsity=0.5))))
-        ['0']
-    """
-    return {name: m for name, m in model.named_modules() if isinstance(m, CondensedLinear)}
-
-
-def config_of(model: nn.Module) -> SRigLConfig | None:
-    """The configuration a condensed model carries (wrappers such as DDP are looked through); None if it has none.
-
-    Example:
-        >>> config_of(sparsify(nn.Sequential(nn.Linear(8, 8)), SRigLConfig(sparsity=0.5))).sparsity
-        0.5
-    """
-    for module in model.modules():
-        config = module.__dict__.get("srigl_config")
-        if isinstance(config, SRigLConfig):
-            return config
-    return None
 
 
 def insert_empty(model: nn.Module, budgets: Mapping[str, int], config: SRigLConfig) -> None:
@@ -133,7 +157,7 @@ def insert_empty(model: nn.Module, budgets: Mapping[str, int], config: SRigLConf
         weight = dense_weight(module)
         n_out, n_in = weight.shape
         try:
-            layer = CondensedLinear(
+            layer = _kind(config)(
                 n_in,
                 n_out,
                 budget,
@@ -145,90 +169,7 @@ def insert_empty(model: nn.Module, budgets: Mapping[str, int], config: SRigLConf
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from error
         replace(model, module, layer)
-    _remember(model, config)
-
-
-def attach(model: nn.Module, config: SRigLConfig) -> None:
-    """Let the model carry its configuration and, where it is or holds a `PreTrainedModel`, the way to save and load it.
-
-    Attaching the quantizer here and not when saving matters: the Trainer's own checkpoints then load through AutoModel.
-    """
-    _remember(model, config)
-    for part in _outermost_pretrained(model):
-        _attach_format(part, config)
-
-
-def _attach_format(model: PreTrainedModel, config: SRigLConfig) -> None:
-    layers = {name: layer.budget for name, layer in condensed_layers(model).items()}
-    quantizer = AutoHfQuantizer.from_config(
-        {"quant_method": "srigl", "format_version": FORMAT_VERSION, "layers": layers, **config.to_dict()},
-        pre_quantized=True,
-    )
-    model.hf_quantizer = quantizer
-    model.config.quantization_config = quantizer.quantization_config
-    model.is_quantized = True
-    model.quantization_method = "srigl"
-    # Checkpoints are written under the module's own names: transformers' conversions would rename or merge tensors
-    # that are no longer matrices, and the Trainer reads them back without converting.
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel) and condensed_layers(module):  # a base model may be saved by itself
-            module._weight_conversions = []
-    model.add_model_tags(["srigl", "sparse"])
-    quantizer.write_cards_of(model)
-
-
-def _outermost_pretrained(model: nn.Module) -> list[PreTrainedModel]:
-    """The `PreTrainedModel`s with condensed layers that are in no other one: the model itself, or what a wrapper holds."""
-    found: list[tuple[str, PreTrainedModel]] = []
-    for name, module in model.named_modules():
-        inside = any(not outer or name.startswith(f"{outer}.") for outer, _ in found)
-        if isinstance(module, PreTrainedModel) and not inside and condensed_layers(module):
-            found.append((name, module))
-    return [module for _, module in found]
-
-
-def _give_own_config(model: PreTrainedModel) -> None:
-    """Copy the model's config, which other models may share: the sparse one is about to say so in its own."""
-    copies: dict[int, Any] = {}
-    copy.deepcopy(model.config, copies)
-    for module in model.modules():
-        shared = module.__dict__.get("config")
-        if shared is not None and id(shared) in copies:
-            module.__dict__["config"] = copies[id(shared)]
-
-
-def _remember(model: nn.Module, config: SRigLConfig) -> None:
-    model.__dict__["srigl_config"] = config
-    hide_topology_from_ddp(model)
-
-
-def hide_topology_from_ddp(model: nn.Module) -> None:
-    """Tell DistributedDataParallel, about to wrap `model`, to leave the topology buffers alone; `SRigL` synchronises them.
-
-    It would broadcast them at every forward pass, and neither gloo nor NCCL knows int16. `sparsify` and the Trainers call
-    this; call it yourself on a module of your own that holds a sparse model, before wrapping that in DDP.
-
-    Example:
-        >>> outer = nn.Sequential(sparsify(nn.Sequential(nn.Linear(8, 8)), SRigLConfig()))
-        >>> hide_topology_from_ddp(outer); outer._ddp_params_and_buffers_to_ignore
-        ['0.0.indices', '0.0.active']
-    """
-    ignored = [f"{name}.{buffer}" for name in condensed_layers(model) for buffer in ("indices", "active")]
-    model.__dict__["_ddp_params_and_buffers_to_ignore"] = ignored
-
-
-def _detach(model: nn.Module) -> None:
-    for module in model.modules():
-        for attribute in ("srigl_config", "_ddp_params_and_buffers_to_ignore", "_upload_modified_files"):
-            module.__dict__.pop(attribute, None)
-        if not isinstance(module, PreTrainedModel):
-            continue
-        module.__dict__.pop("_weight_conversions", None)
-        if getattr(getattr(module.config, "quantization_config", None), "quant_method", None) == "srigl":
-            del module.config.quantization_config  # T5's stacks have copies of the configuration
-        if "hf_quantizer" in module.__dict__:
-            module.hf_quantizer.remove_quantization_config(module)
-            module.model_tags = [tag for tag in module.model_tags or [] if tag not in ("srigl", "sparse")] or None
+    remember(model, config)
 
 
 def sound_targets(model: nn.Module, config: SRigLConfig) -> dict[str, nn.Linear | Conv1D]:
@@ -245,16 +186,9 @@ def sound_targets(model: nn.Module, config: SRigLConfig) -> dict[str, nn.Linear 
     for name, module in targets.items():
         if not module.weight.is_floating_point():
             raise ValueError(f"layer {name}: expected floating point weights, found {module.weight.dtype} (quantized?)")
-        if config.init == "magnitude" and not bool(torch.isfinite(module.weight).all()):
+        if config.init != "random" and not bool(torch.isfinite(module.weight).all()):
             raise ValueError(f"layer {name}: expected finite weights, found NaN or inf; load a sound checkpoint")
     return targets
-
-
-def settle(model: nn.Module, config: SRigLConfig) -> None:
-    """What a model needs after its layers were replaced."""
-    for part in _outermost_pretrained(model):
-        _give_own_config(part)
-    attach(model, config)
 
 
 def dense_weight(module: nn.Linear | Conv1D) -> torch.Tensor:
@@ -263,26 +197,39 @@ def dense_weight(module: nn.Linear | Conv1D) -> torch.Tensor:
     return weight.t() if isinstance(module, Conv1D) else weight
 
 
-def _condense(name: str, module: nn.Linear | Conv1D, fan_in: int, config: SRigLConfig) -> CondensedLinear:
+def _condense(
+    name: str, module: nn.Linear | Conv1D, fan_in: int, config: SRigLConfig, norms: torch.Tensor | None
+) -> CondensedLinear:
     weight = dense_weight(module)
     n_out, n_in = weight.shape
+    kind, rows, count = _kind(config), (n_out, n_in), fan_in
+    if kind is UnstructuredLinear:  # one choice for the whole layer instead of one for each row
+        rows, count = (1, n_out * n_in), n_out * fan_in
     if config.init == "magnitude":
-        mask = topology.magnitude_mask(weight, fan_in)
+        mask = topology.magnitude_mask(weight.reshape(rows), count)
+    elif norms is not None:
+        mask = topology.magnitude_mask((weight.float() * norms).reshape(rows), count)
     else:
         generator = generator_for(config.seed, "init", name)
-        mask = topology.random_mask((n_out, n_in), fan_in, generator).to(weight.device)
+        mask = topology.random_mask(rows, count, generator).to(weight.device)
         fresh = torch.randn(n_out, n_in, generator=generator) / math.sqrt(fan_in)  # activations keep their variance
         weight = fresh.to(weight.device, weight.dtype)
-    return condensed_like(module, weight, mask)
+    return condensed_like(module, weight, mask.view(n_out, n_in), kind)
 
 
-def condensed_like(module: nn.Linear | Conv1D, weight: torch.Tensor, mask: torch.Tensor) -> CondensedLinear:
+def condensed_like(
+    module: nn.Linear | Conv1D, weight: torch.Tensor, mask: torch.Tensor, kind: type[CondensedLinear] = CondensedLinear
+) -> CondensedLinear:
     """`weight` (N, K) under `mask`, and in all else as `module` is. The budget is what the mask holds, or N if more."""
     bias = None if module.bias is None else module.bias.detach()
-    layer = CondensedLinear.from_dense(weight, mask, bias, transposed=isinstance(module, Conv1D))
+    layer = kind.from_dense(weight, mask, bias, transposed=isinstance(module, Conv1D))
     layer.weight.requires_grad_(module.weight.requires_grad)
     layer.bias = module.bias  # the same object: it may be tied
     return layer.train(module.training)
+
+
+def _kind(config: SRigLConfig) -> type[CondensedLinear]:
+    return CondensedLinear if config.structure == "constant_fan_in" else UnstructuredLinear
 
 
 def _expand(layer: CondensedLinear) -> nn.Linear | Conv1D:

@@ -180,6 +180,18 @@ def magnitude_mask(weight: Tensor, fan_in: int) -> Tensor:
     return largest_per_row(score(weight), counts)
 
 
+def trim_mask(weight: Tensor, mask: Tensor, fan_in: int) -> Tensor:
+    """At most the `fan_in` largest ``|weight|`` of each row's active positions, ties to the lower column: bool (N, K).
+
+    Example:
+        >>> weight = torch.tensor([[0.1, -3.0, 2.0], [5.0, 1.0, 1.0]])
+        >>> trim_mask(weight, torch.tensor([[True, True, True], [False, True, True]]), fan_in=1).int()
+        tensor([[0, 1, 0],
+                [0, 1, 0]], dtype=torch.int32)
+    """
+    return largest_per_row(score(weight).masked_fill(~mask, -1), mask.sum(1).clamp(max=fan_in))
+
+
 def random_mask(shape: tuple[int, int], fan_in: int, generator: torch.Generator) -> Tensor:
     """`fan_in` random positions in each row, drawn on the CPU so that every device gets the same: bool (N, K).
 

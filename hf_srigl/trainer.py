@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer
 
 from hf_srigl.callback import SRigLCallback, check_arguments
 from hf_srigl.config import SRigLConfig
+from hf_srigl.distillation import distillation_loss, token_weights
 from hf_srigl.hub import write_card
-from hf_srigl.surgery import attach, condensed_layers, config_of, hide_topology_from_ddp, sparsify
+from hf_srigl.surgery import (
+    attach,
+    condensed_layers,
+    config_of,
+    generator_for,
+    hide_topology_from_ddp,
+    is_on_ramp,
+    sparsify,
+)
 from hf_srigl.updates import UpdateReport
 
+CALIBRATION_EXAMPLES = 128  # as many as the Wanda paper takes
+
 # What a condensed model cannot change any more; every other option may differ in a later training.
-_FIXED = ("sparsity", "distribution", "target_modules", "exclude_modules", "init")
+_FIXED = (
+    "sparsity",
+    "distribution",
+    "target_modules",
+    "exclude_modules",
+    "init",
+    "ramp_until",
+    "ramp_from",
+    "structure",
+)
 
 if TYPE_CHECKING:  # the mixin's `super()` is whatever Trainer it is mixed into
     from transformers import Trainer as _TrainerMethods
@@ -26,36 +50,59 @@ else:
 class SRigLTrainerMixin(_TrainerMethods):
     """Makes any Trainer train condensed: ``class SparseSFT(SRigLTrainerMixin, SFTTrainer): ...``.
 
-    Takes the Trainer's arguments and one more:
+    Takes the Trainer's arguments and these:
 
     Args:
         srigl_config: how to sparsify a dense model. A model that is condensed already trains on with the configuration
             it carries; a `srigl_config` given then may change the training options (`update_every`, `gamma_sal`, ...),
-            but not what is fixed (`sparsity`, `distribution`, targets, `init`).
+            but not what is fixed (`sparsity`, `distribution`, targets, `init`, `structure`, the ramp).
         srigl_pictures: at the end of training write pictures of the topology, and its history, into ``args.output_dir``
             (`hf_srigl.history.leave_pictures`); where matplotlib is not installed a log line says so.
+        teacher: a dense model with the same labels or vocabulary, to learn from beside the labels; never trained or
+            saved. It takes the same inputs.
+        distillation_temperature: T > 0 of `hf_srigl.distillation.distillation_loss`.
+        distillation_weight: in (0, 1], the share of the distillation loss; the rest is the Trainer's own loss.
 
     The model is sparsified when the Trainer is built (with `model_init`, every time it is called), before the optimizer
     exists; topology updates run through `SRigLCallback`, their numbers go to the Trainer's log.
 
     Raises:
         ValueError: a dense model without `srigl_config`, a configuration that contradicts a condensed model, an
-            optimizer passed in for a model that is still dense, or arguments that cannot train a condensed model.
+            optimizer passed in for a model that is still dense, arguments that cannot train a condensed model, or a
+            teacher that is the model itself.
     """
 
     def __init__(
-        self, *args: Any, srigl_config: SRigLConfig | None = None, srigl_pictures: bool = True, **kwargs: Any
+        self,
+        *args: Any,
+        srigl_config: SRigLConfig | None = None,
+        srigl_pictures: bool = True,
+        teacher: nn.Module | None = None,
+        distillation_temperature: float = 2.0,
+        distillation_weight: float = 0.5,
+        **kwargs: Any,
     ) -> None:
         if srigl_config is not None and not isinstance(srigl_config, SRigLConfig):
             raise TypeError(f"srigl_config must be an SRigLConfig, got {type(srigl_config).__name__}")
         self._srigl_config = srigl_config
+        self._has_data = False  # model_init is called before the Trainer knows its data
         super().__init__(*args, **kwargs)
+        self._has_data = True
         check_arguments(self.args)
         if not condensed_layers(self.model) and self.optimizer is not None:
             raise ValueError(
                 "the optimizer passed in holds the parameters of the dense model: call sparsify(model, srigl_config) "
                 "first and build the optimizer from the result, or let the Trainer create it"
             )
+        if teacher is self.model:
+            raise ValueError("the teacher is the model that becomes sparse: pass a copy, copy.deepcopy(model)")
+        if not distillation_temperature > 0 or not 0 < distillation_weight <= 1:
+            raise ValueError(
+                "expected distillation_temperature above 0 and distillation_weight in (0, 1], got "
+                f"{distillation_temperature} and {distillation_weight}"
+            )
+        self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
+        self._temperature, self._distillation_weight = distillation_temperature, distillation_weight
         self._make_sparse(self.model)
         hide_topology_from_ddp(self.model)
         for callback in self.callback_handler.callbacks:
@@ -75,7 +122,29 @@ class SRigLTrainerMixin(_TrainerMethods):
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """The Trainer's, sparsified."""
-        return self._make_sparse(super().call_model_init(trial))
+        model = super().call_model_init(trial)
+        needs_data = self._srigl_config is not None and self._srigl_config.init == "wanda"
+        return model if needs_data and not self._has_data else self._make_sparse(model)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The Trainer's, in training with a teacher mixed with the distillation loss."""
+        if self.teacher is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with torch.no_grad():
+            expected = self.teacher(**inputs)["logits"]
+        weights = token_weights(inputs, expected.shape[:-1])
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        distilled = distillation_loss(outputs["logits"], expected, self._temperature, weights)
+        if self.model_accepts_loss_kwargs and num_items_in_batch is not None:  # the Trainer will not divide any more
+            distilled = distilled / self.current_gradient_accumulation_steps
+        loss = (1 - self._distillation_weight) * loss + self._distillation_weight * distilled
+        return (loss, outputs) if return_outputs else loss
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The Trainer's, and how to load a condensed model, and its sparsity table."""
@@ -84,6 +153,12 @@ class SRigLTrainerMixin(_TrainerMethods):
         if self.is_world_process_zero():
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             write_card(model, path, self.hub_model_id or self.args.output_dir)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """The Trainer's; a model that is still on its ramp is denser than what was asked for, and never the best."""
+        if is_on_ramp(self.model):
+            return False
+        return super()._determine_best_metric(metrics, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._srigl_callback.resume_from = resume_from_checkpoint
@@ -97,7 +172,7 @@ class SRigLTrainerMixin(_TrainerMethods):
                     "the model is dense and there is no srigl_config: pass srigl_config=SRigLConfig(sparsity=...), or a "
                     "model made by sparsify() or loaded condensed"
                 )
-            return sparsify(model, given)
+            return sparsify(model, given, calibration=self._calibration() if given.init == "wanda" else None)
         carried = config_of(model)
         if given is None or given == carried:
             return model
@@ -110,6 +185,20 @@ class SRigLTrainerMixin(_TrainerMethods):
                 )
         attach(model, given)
         return model
+
+    def _calibration(self) -> Iterator[Any]:
+        """Some batches of the training data, in an order of their own."""
+        if self.train_dataset is None:
+            raise ValueError("init='wanda' needs a train_dataset to calibrate on, got none")
+        iterable = isinstance(self.train_dataset, IterableDataset)
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            shuffle=None if iterable else True,
+            generator=generator_for(self._srigl_config.seed if self._srigl_config else 0, "calibration"),
+            collate_fn=self._get_collator_with_removed_columns(self.data_collator, description="calibration"),
+        )
+        return itertools.islice(iter(loader), -(-CALIBRATION_EXAMPLES // self.args.train_batch_size))
 
 
 class SparseTrainer(SRigLTrainerMixin, Trainer):

@@ -15,14 +15,17 @@ class MaskedDense:
 
     Args:
         layers: name -> (dense module holding `weight`, mask (N, K), whether rows may be ablated).
+        ramp: None, or (name -> fan-in at its end, the step that ends it); it starts at the masks' fan-in.
     """
 
-    def __init__(self, layers, optimizer, *, total_steps, interval, alpha, stop, gamma_sal, zero_moments=True):
+    def __init__(
+        self, layers, optimizer, *, total_steps, interval, alpha, stop, gamma_sal, zero_moments=True, ramp=None
+    ):
         self.layers, self.optimizer = layers, optimizer
         self.masks = {name: mask.clone() for name, (_, mask, _) in layers.items()}
         self.k0 = {name: int(mask.sum(1).max()) for name, mask in self.masks.items()}
         self.total, self.interval, self.alpha, self.stop, self.gamma = total_steps, interval, alpha, stop, gamma_sal
-        self.zero_moments = zero_moments
+        self.zero_moments, self.ramp = zero_moments, ramp  # ramp: (last fan-in of each layer by name, last step)
         self.t = 0
         self.dense_grads = {}
         with torch.no_grad():
@@ -40,19 +43,25 @@ class MaskedDense:
         self.t += 1
         for name, (module, _, _) in self.layers.items():
             module.weight.mul_(self.masks[name])
-        if self.t % self.interval or self.t >= self.stop * self.total:
+        ends_ramp = self.ramp is not None and self.t == self.ramp[1]
+        if (self.t % self.interval or self.t >= self.stop * self.total) and not ends_ramp:
             return
         p = self.alpha / 2 * (1 + math.cos(math.pi * self.t / (self.stop * self.total)))
         for name, (module, _, may_ablate) in self.layers.items():
             old = self.masks[name]
             gamma = self.gamma if may_ablate else None
+            k0, trimmed = self.k0[name], old
+            if self.ramp is not None:
+                last, end = self.ramp[0][name], self.ramp[1]
+                k0 = last + round((k0 - last) * max(0, 1 - self.t / end) ** 3)
+                trimmed = trim(module.weight, old, k0 * old.shape[0] // int(old.any(1).sum()))
             new = oracle.update_mask(
                 module.weight.double().tolist(),
-                old.tolist(),
+                trimmed.tolist(),
                 self.dense_grads[name].double().tolist(),
-                budget=self.k0[name] * old.shape[0],
+                budget=k0 * old.shape[0],
                 drop_fraction=p,
-                min_salient=None if gamma is None else max(1, math.floor(oracle.exact(gamma) * self.k0[name])),
+                min_salient=None if gamma is None else max(1, math.floor(oracle.exact(gamma) * k0)),
             )
             new = torch.tensor(new)
             keep = old & new
@@ -62,6 +71,16 @@ class MaskedDense:
                     if torch.is_tensor(state) and state.shape == old.shape:
                         state.mul_(keep)
             self.masks[name] = new
+
+
+def trim(weight, mask, fan_in):
+    """The `fan_in` largest of each row, by sorting it."""
+    new = torch.zeros_like(mask)
+    for n in range(mask.shape[0]):
+        columns = [k for k in range(mask.shape[1]) if mask[n, k]]
+        for k in sorted(columns, key=lambda k: (-abs(float(weight[n, k])), k))[:fan_in]:
+            new[n, k] = True
+    return new
 
 
 def dense_twin(layer):

@@ -14,11 +14,28 @@ from hf_srigl.schedule import drop_fraction_at, floor_count, is_update_step, sta
 
 
 def test_defaults_are_the_documented_ones():
-    expected = (0.9, "uniform", None, None, (), "magnitude", 100, 0.3, 0.75, 0.3, "gradient", False, 0)
+    expected = (
+        0.9,
+        "uniform",
+        None,
+        None,
+        (),
+        "magnitude",
+        100,
+        0.3,
+        0.75,
+        0.3,
+        "gradient",
+        False,
+        0,
+        None,
+        0.0,
+        "constant_fan_in",
+    )
     assert tuple(getattr(SRigLConfig(), f.name) for f in dataclasses.fields(SRigLConfig)) == expected
     assert [f.name for f in dataclasses.fields(SRigLConfig)] == (
         "sparsity distribution target_modules exclude_modules never_ablate init "
-        "update_every drop_fraction stop_updates_at gamma_sal grow stagger seed"
+        "update_every drop_fraction stop_updates_at gamma_sal grow stagger seed ramp_until ramp_from structure"
     ).split()
 
 
@@ -77,7 +94,7 @@ def test_the_argument_parser_reads_every_field():
         ({"sparsity": True}, "sparsity must be"),
         ({"sparsity": float("nan")}, "sparsity must be"),
         ({"distribution": "er"}, "distribution must be one of uniform, erk, got 'er'"),
-        ({"init": "zeros"}, "init must be one of magnitude, random, got 'zeros'"),
+        ({"init": "zeros"}, "init must be one of magnitude, random, wanda, got 'zeros'"),
         ({"grow": "both"}, "grow must be one of gradient, random, got 'both'"),
         (
             {"update_every": 0},

@@ -1,0 +1,102 @@
+"""Turn the JSON lines of `run.py` into a Markdown table: means, standard deviations, paired differences.
+
+    python benchmarks/accuracy/table.py benchmarks/accuracy/results/trec.jsonl --against dense
+
+For every method and sparsity the learning rate with the best mean validation score is shown; test scores take no part in
+that choice. Differences are over the seeds that both methods have, with their standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+Cell = tuple[str, float, str]  # method, sparsity, overrides as JSON
+
+
+def main() -> None:
+    arguments = _parse()
+    rows = [json.loads(line) for path in arguments.files for line in path.read_text().splitlines()]
+    for setting in sorted({(row["task"], row["epochs"], row["batch"]) for row in rows}):
+        chosen = [row for row in rows if (row["task"], row["epochs"], row["batch"]) == setting]
+        print(f"\n{setting[0]}, {setting[1]:g} epochs of batches of {setting[2]} ({chosen[0]['steps']} steps)\n")
+        print(table(chosen, arguments.against))
+
+
+def table(rows: list[Row], against: str) -> str:
+    """The Markdown table of the runs of one task and length.
+
+    Args:
+        against: the method that paired differences are to; at the same sparsity, or dense.
+    """
+    cells = best_rates(rows)
+    lines = [
+        f"| method | sparsity | learning rate | seeds | validation | test | test - {against} | active neurons |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (method, sparsity, overrides), runs in sorted(cells.items(), key=lambda item: (item[0][1], item[0][0])):
+        other = cells.get((against, sparsity, "{}")) or cells.get((against, 0.0, "{}"), {})
+        name = method if overrides == "{}" else f"{method} {overrides}"
+        first = next(iter(runs.values()))
+        cell = [
+            name,
+            "dense" if sparsity == 0 else f"{sparsity:.0%}",
+            f"{first['lr']:g}",
+            str(len(runs)),
+            spread([run["validation"] for run in runs.values()]),
+            spread([run["test"] for run in runs.values()]),
+            "" if other is runs else paired(runs, other),
+            f"{statistics.mean(run['active_neurons'] for run in runs.values()):.0%}",
+        ]
+        lines.append(f"| {' | '.join(cell)} |")
+    return "\n".join(lines)
+
+
+def best_rates(rows: list[Row]) -> dict[Cell, dict[int, Row]]:
+    """For each method, sparsity and overrides the runs, by seed, at the learning rate with the best validation score."""
+    found: dict[Cell, dict[float, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        cell = (row["method"], row["sparsity"], json.dumps(row["overrides"], sort_keys=True))
+        found[cell][row["lr"]][row["seed"]] = row
+    best = {}
+    for cell, rates in found.items():
+        common = set.intersection(*(set(runs) for runs in rates.values()))  # compare rates on the same seeds
+        sign = -1 if rows[0]["task"] == "shakespeare" else 1
+
+        def score(rate: float, rates: Any = rates, common: Any = common, sign: int = sign) -> float:
+            return sign * statistics.mean(rates[rate][seed]["validation"] for seed in common or rates[rate])
+
+        best[cell] = rates[max(rates, key=score)]
+    return best
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def paired(runs: dict[int, Row], other: dict[int, Row]) -> str:
+    """Mean difference of the test scores over common seeds, and its standard error."""
+    differences = [runs[seed]["test"] - other[seed]["test"] for seed in runs if seed in other]
+    if not differences:
+        return "-"
+    error = f" ± {statistics.stdev(differences) / math.sqrt(len(differences)):.2f}" if len(differences) > 1 else ""
+    return f"{statistics.mean(differences):+.2f}{error}"
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--against", default="dense", metavar="METHOD")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

