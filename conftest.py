@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, TrainingArguments
 
 import hf_srigl
+from hf_srigl.history import leave_pictures
 
 
 def pytest_collection_modifyitems(config, items):
@@ -53,6 +54,18 @@ def training_args(output_dir, **overrides):
 def _one_thread():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """Most tests train without leaving pictures, which take longer than the training; `pictures` undoes this."""
+    monkeypatch.setattr("hf_srigl.callback.leave_pictures", lambda *args: [])
+
+
+@pytest.fixture
+def pictures(_no_pictures, monkeypatch):
+    """In this test the Trainer leaves its pictures, as it does outside of tests."""
+    monkeypatch.setattr("hf_srigl.callback.leave_pictures", leave_pictures)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from hf_srigl.history import HISTORY_FILE, History, leave_pictures
 from hf_srigl.optimizers import refused_by_name
+from hf_srigl.report import sparsity_report
 from hf_srigl.sharding import launched_with
 from hf_srigl.srigl import SRigL
 from hf_srigl.surgery import hide_topology_from_ddp, is_on_ramp
@@ -37,9 +39,11 @@ class SRigLCallback(TrainerCallback):
     Args:
         log: called with the metrics at each update instead of writing to the log history (`SparseTrainer` passes
             ``trainer.log``).
+        pictures: at the end of training write `hf_srigl.history.leave_pictures` into the output folder, if matplotlib is
+            installed; a log line says so if it is not.
 
     Attributes:
-        srigl: the `SRigL` of the training in progress, else None. reports: all reports of the last training.
+        srigl: the `SRigL` of the training in progress, else None. history: of the last training, else None.
 
     Raises:
         ValueError: at the start of training, for what cannot train a condensed model: DeepSpeed, FSDP, DataParallel,
@@ -53,13 +57,18 @@ class SRigLCallback(TrainerCallback):
         [0.75, 0.75]
     """
 
-    def __init__(self, log: Callable[[dict[str, float]], None] | None = None) -> None:
-        self.log = log
+    def __init__(self, log: Callable[[dict[str, float]], None] | None = None, *, pictures: bool = True) -> None:
+        self.log, self.pictures = log, pictures
         self.srigl: SRigL | None = None
-        self.reports: list[UpdateReport] = []
+        self.history: History | None = None
         self.resume_from: str | None = None  # set by the trainer mixin; a stock Trainer does not tell
         self.trainer_saves = False  # set by the trainer mixin, which writes the state with the rest of a checkpoint
         self._unlogged: UpdateReport | None = None
+
+    @property
+    def reports(self) -> list[UpdateReport]:
+        """The reports of all updates of the last training, also of those before it was resumed where a checkpoint has them."""
+        return [] if self.history is None else self.history.reports
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -88,18 +97,19 @@ class SRigLCallback(TrainerCallback):
                 "the rate that is best for its dense twin; set TrainingArguments(learning_rate=...)."
             )
         self.srigl = SRigL(model, optimizer, total_steps=state.max_steps)
-        self.reports, self._unlogged = [], None
+        self.history, self._unlogged = History(sparsity_report(model), state.global_step), None
         if state.global_step > 0:
+            self._resume_history(args, state)
             self._resume(self.srigl, args, state)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.srigl is None:
+        if self.srigl is None or self.history is None:
             return
         report = self.srigl.step()
         if report is not None:
-            self.reports.append(report)
+            self.history.reports.append(report)
             self._unlogged = report
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -122,9 +132,16 @@ class SRigLCallback(TrainerCallback):
         """Write the state of the training in progress into a checkpoint's folder, if this rank writes checkpoints."""
         if self.srigl is not None and args.should_save and not args.save_only_model and os.path.isdir(folder):
             save_state(self.srigl, os.path.join(folder, STATE_FILE))
+            if self.history is not None:
+                self.history.save(os.path.join(folder, HISTORY_FILE))
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
         if self.srigl is None:
             return
@@ -136,12 +153,37 @@ class SRigLCallback(TrainerCallback):
             )
         self.srigl.close()
         self.srigl = None
+        if self.pictures and self.history is not None and model is not None and state.is_world_process_zero:
+            self._leave_pictures(self.history, model, args, state)
+
+    def _leave_pictures(self, history: History, model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
+        """A picture is never worth a training: whatever goes wrong is told and left at that."""
+        folder = str(args.output_dir)
+        try:
+            names = leave_pictures(history, sparsity_report(model), folder, state.global_step)
+            logger.info(f"The topology of this training: {', '.join(names)} in {folder}")
+        except Exception as error:
+            logger.warning(
+                f"There is no picture of the topology in {folder}: {error or type(error).__name__} (pictures=False turns "
+                "pictures off)"
+            )
+
+    def _resume_history(self, args: TrainingArguments, state: TrainerState) -> None:
+        for path in self._found_beside_checkpoint(HISTORY_FILE, args, state):
+            try:
+                self.history = History.load(path, until=state.global_step)
+            except (OSError, ValueError) as error:
+                logger.warning(f"The history of topology updates begins anew at step {state.global_step}: {error}")
+            return
+
+    def _found_beside_checkpoint(self, name: str, args: TrainingArguments, state: TrainerState) -> list[str]:
+        folders = [self.resume_from, args.resume_from_checkpoint, _checkpoint_folder(args, state)]
+        paths = [os.path.join(str(folder), name) for folder in folders if folder]
+        return [path for path in paths if os.path.isfile(path)]
 
     def _resume(self, srigl: SRigL, args: TrainingArguments, state: TrainerState) -> None:
-        folders = [self.resume_from, args.resume_from_checkpoint, _checkpoint_folder(args, state)]
-        for folder in folders:
-            path = os.path.join(str(folder), STATE_FILE)
-            if folder and os.path.isfile(path) and load_state(srigl, path, state.global_step):
+        for path in self._found_beside_checkpoint(STATE_FILE, args, state):
+            if load_state(srigl, path, state.global_step):
                 return
         srigl.resume_at(state.global_step)
         logger.warning_once(

@@ -279,3 +279,11 @@ def write_card(model: nn.Module, path: str | PathLike[str], repo_id: str = "PATH
         card = file.read()
     with open(path, "w", encoding="utf-8") as file:
         file.write(add_card_section(card, model, repo_id))
+
+
+def remove_card_section(path: str | PathLike[str]) -> None:
+    """Take `card_section` out of the model card file at `path`, as the model is dense again."""
+    with open(path, encoding="utf-8") as file:
+        card = file.read()
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(re.sub(f"\n*{CARD_START}.*?{CARD_END}\n?", "\n", card, flags=re.DOTALL))

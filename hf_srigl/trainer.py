@@ -28,6 +28,7 @@ from hf_srigl.surgery import (
     is_on_ramp,
     sparsify,
 )
+from hf_srigl.updates import UpdateReport
 
 CALIBRATION_EXAMPLES = 128  # as many as the Wanda paper takes
 
@@ -42,7 +43,6 @@ _FIXED = (
     "ramp_from",
     "structure",
 )
-
 
 if TYPE_CHECKING:  # the mixin's `super()` is whatever Trainer it is mixed into
     from transformers import Trainer as _TrainerMethods
@@ -59,6 +59,8 @@ class SRigLTrainerMixin(_TrainerMethods):
         srigl_config: how to sparsify a dense model. A model that is condensed already trains on with the configuration
             it carries; a `srigl_config` given then may change the training options (`update_every`, `gamma_sal`, ...),
             but not what is fixed (`sparsity`, `distribution`, targets, `init`, `structure`, the ramp).
+        srigl_pictures: at the end of training write pictures of the topology, and its history, into ``args.output_dir``
+            (`hf_srigl.history.leave_pictures`); where matplotlib is not installed a log line says so.
         teacher: a dense model with the same labels or vocabulary, to learn from beside the labels; never trained or
             saved. It takes the same inputs.
         distillation_temperature: T > 0 of `hf_srigl.distillation.distillation_loss`.
@@ -78,6 +80,7 @@ class SRigLTrainerMixin(_TrainerMethods):
         self,
         *args: Any,
         srigl_config: SRigLConfig | None = None,
+        srigl_pictures: bool = True,
         teacher: nn.Module | None = None,
         distillation_temperature: float = 2.0,
         distillation_weight: float = 0.5,
@@ -110,9 +113,18 @@ class SRigLTrainerMixin(_TrainerMethods):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, SRigLCallback):
                 raise ValueError("this Trainer adds SRigLCallback by itself: leave it out of callbacks")
-        self._srigl_callback = SRigLCallback(log=self.log)
+        self._srigl_callback = SRigLCallback(log=self.log, pictures=srigl_pictures)
         self._srigl_callback.trainer_saves = True
         self.add_callback(self._srigl_callback)
+
+    @property
+    def topology_reports(self) -> list[UpdateReport]:
+        """What every topology update of the last training did, in order; empty before the first one.
+
+        A resumed training also has the reports from before, as far as its checkpoint holds them (`srigl_history.json`; it is
+        not there in checkpoints of older versions or with ``save_only_model``).
+        """
+        return list(self._srigl_callback.reports)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """The Trainer's, sparsified."""
@@ -235,6 +247,8 @@ class SparseTrainer(SRigLTrainerMixin, Trainer):
         ...     train_dataset=train_dataset,
         ... )
         >>> _ = trainer.train()
+        >>> trainer.topology_reports[0].step
+        2
         >>> trainer.save_model(tmp_path / "sparse")
         >>> type(trainer.model).from_pretrained(tmp_path / "sparse").is_quantized
         True

@@ -35,7 +35,7 @@ def ran(tmp_path_factory, digits_and_test):
     run_demo = demo.run_demo
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.setattr(demo, "load_digits", lambda: digits_and_test)
-        patch.setattr("hf_srigl.cli.run_demo", lambda *a, **k: outcomes.extend(run_demo(*a, **k)))
+        patch.setattr("hf_srigl.commands.demo.run_demo", lambda *a, **k: outcomes.extend(run_demo(*a, **k)))
         assert main(["demo", "--output", str(folder), "--max-steps", str(STEPS), "--seed", "1"]) == 0
     dense, sparse = outcomes
     return SimpleNamespace(folder=folder, out=out.getvalue(), dense=dense, sparse=sparse)
@@ -77,18 +77,30 @@ def test_bytes(ran):
     assert ran.sparse.file_bytes < 0.25 * ran.dense.file_bytes
 
 
+def test_latency_is_measured_of_both(ran):
+    assert 0 < ran.sparse.latency_ms < 1000
+    assert 0 < ran.dense.latency_ms < 1000
+    calls = []
+    model = nn.Linear(1, 1)
+    model.forward = lambda images: calls.append(images) or SimpleNamespace(logits=torch.zeros(1))
+    assert demo.seconds_to_classify(model.train(), torch.zeros(1, 1, 28, 28), repeats=3) > 0
+    assert len(calls) == 8, "five to warm up"
+    assert not model.training
+
+
 def test_what_it_prints(ran):
     table = comparison(ran.dense, ran.sparse, "SRigL 90%")
     assert table in ran.out
     assert f"{ran.sparse.accuracy:.1%}" in table
     assert "All 1,000 predictions agree." in ran.out
     assert "0.001 dense and 0.004 sparse" in ran.out  # the one difference between the twins
-    for path in ("sparse", "dense", "topology.png"):
+    for path in ("sparse", "dense", "comparison.png", "sparse/layers.png", "sparse/topology.png"):
         assert str(ran.folder / path) in ran.out
 
 
 def test_the_files_are_there(ran):
-    assert (ran.folder / "topology.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("comparison.png", "sparse/layers.png", "sparse/topology.png"):
+        assert (ran.folder / picture).read_bytes().startswith(b"\x89PNG")
     for name in ("sparse", "dense"):
         assert {"config.json", "model.safetensors"} <= {path.name for path in (ran.folder / name).iterdir()}
 
@@ -101,12 +113,13 @@ def test_the_printed_lines_load_the_model(ran, digits_and_test):
     torch.testing.assert_close(names["model"].eval()(images).logits, ran.sparse.model(images).logits)
 
 
-def test_one_step_makes_no_update_and_no_picture(monkeypatch, digits_and_test, tmp_path, capsys):
+def test_one_step_makes_no_update_and_no_picture_of_it(pictures, monkeypatch, digits_and_test, tmp_path, capsys):
     monkeypatch.setattr(demo, "check_reload", lambda *args: None)
     monkeypatch.setattr(demo, "load_digits", lambda: digits_and_test)
     demo.run_demo(tmp_path, max_steps=1)
-    assert not (tmp_path / "topology.png").exists()
-    assert "picture" not in capsys.readouterr().out
+    assert not (tmp_path / "sparse" / "topology.png").exists()
+    assert (tmp_path / "sparse" / "layers.png").exists()
+    assert "topology.png" not in capsys.readouterr().out
 
 
 # --- data and twins --------------------------------------------------------------------------------------------------
@@ -244,12 +257,12 @@ def test_the_table():
     dense = sparsity_report(model)
     dense = Outcome(
         accuracy=0.8, start=dense, report=dense, file_bytes=4_000_000, live_bytes=16_000_000,
-        live_bytes_at_update=16_000_000, seconds=10.4, **none,
+        live_bytes_at_update=16_000_000, seconds=10.4, latency_ms=1.5, **none,
     )  # fmt: skip
     report = sparsity_report(sparsify(nn.Sequential(nn.Linear(40, 10)), SRigLConfig(sparsity=0.9)))
     sparse = replace(
         dense, accuracy=0.72, report=report, file_bytes=800_000, live_bytes=2_000_000, live_bytes_at_update=4_000_000,
-        seconds=5.2,
+        seconds=5.2, latency_ms=3,
     )  # fmt: skip
     assert comparison(dense, sparse, "SRigL 90%") == (
         "                                     dense  SRigL 90%  ratio\n"
@@ -260,7 +273,8 @@ def test_the_table():
         "size on disk (model.safetensors)   4.00 MB    0.80 MB   0.20\n"
         "live training bytes               16.00 MB    2.00 MB   0.12\n"
         "live training bytes at an update  16.00 MB    4.00 MB   0.25\n"
-        "training time                         10 s        5 s   0.50"
+        "training time                         10 s        5 s   0.50\n"
+        "time to classify one image         1.50 ms    3.00 ms   2.00"
     )
 
 

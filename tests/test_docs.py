@@ -11,6 +11,7 @@ from transformers import PrinterCallback
 
 import hf_srigl
 from conftest import Toy, tiny_bert
+from hf_srigl import cli
 from hf_srigl.hub import SRigLQuantizationConfig
 
 ROOT = Path(hf_srigl.__file__).parent.parent
@@ -52,6 +53,12 @@ def test_the_commands_of_the_readme_exist():
     assert targets == ["demo", "test"]
     for target in [*targets, *re.findall(r"`make (\w+)`", README)]:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_subcommands_named_on_a_page_exist(page):
+    known = {command.__name__.rsplit(".", 1)[-1] for command in cli.COMMANDS}
+    assert set(re.findall(r"hf-srigl ([a-z]+)", page.read_text())) <= known
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
