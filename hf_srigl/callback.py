@@ -205,7 +205,8 @@ def check_arguments(args: TrainingArguments) -> None:
         )
     if args.fsdp or launched_with("FSDP"):
         raise ValueError(
-            "FSDP cannot train a condensed model yet: parameters must be whole; launch with torchrun (DDP)"
+            "FSDP cannot train a condensed model yet through the Trainer: launch with torchrun (DDP), or use SRigL and "
+            "torch.distributed.fsdp.fully_shard in a loop of your own"
         )
     if args.n_gpu > 1:
         raise ValueError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from hf_srigl import sharding
+from hf_srigl import sharding, shards
 from hf_srigl.linear import CondensedLinear
 
 
@@ -48,6 +48,7 @@ def all_sound(layers: Mapping[str, CondensedLinear], due: Sequence[str]) -> bool
     for name in due:
         layer = layers[name]
         values = [layer.weight.detach()] + ([] if layer.weight.grad is None else [layer.weight.grad])
-        for finite in (*(torch.isfinite(value.abs().max()) for value in values), layer.dense_grad.is_finite()):
+        parts = [part for part in map(shards.part, values) if part.numel()]
+        for finite in (*(torch.isfinite(part.abs().max()) for part in parts), layer.dense_grad.is_finite()):
             bad |= ~finite.to(device)
     return not bool(sharding.any_rank(bad).any())

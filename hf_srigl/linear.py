@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_srigl import topology
+from hf_srigl import shards, topology
 from hf_srigl.ops import condensed_linear
 from hf_srigl.ops.collect import DenseGradient
 
@@ -172,7 +172,7 @@ class CondensedLinear(nn.Module):
             >>> bool((CondensedLinear.from_dense(weight, weight != 0).to_dense() == weight).all())
             True
         """
-        return topology.scatter(self.weight.detach(), self.indices, self.active, self.in_features)
+        return topology.scatter(shards.whole(self.weight.detach()), self.indices, self.active, self.in_features)
 
     @torch.no_grad()
     def rewire(self, new_mask: Tensor, carried: Iterable[Tensor] = ()) -> Tensor:
@@ -201,7 +201,8 @@ class CondensedLinear(nn.Module):
         new = topology.slot_positions(indices, active, self.in_features)
         came_from = topology.slot_sources(old, new, size)
         for tensor in [self.weight.detach(), *([] if self.weight.grad is None else [self.weight.grad]), *carried]:
-            tensor.copy_(torch.where(came_from >= 0, tensor[came_from], tensor.new_zeros(())))
+            values = shards.whole(tensor)
+            shards.write(tensor, torch.where(came_from >= 0, values[came_from], values.new_zeros(())))
         self.indices.copy_(indices)
         self.active.copy_(active)
         return new[(came_from < 0) & (new < size)]

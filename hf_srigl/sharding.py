@@ -1,7 +1,7 @@
 """What several processes have to agree on: the same dense gradients, the same decision, the same topology.
 
-Supported: one process, and data parallelism with whole parameters on every rank (DDP). Without an initialised process
-group of more than one rank every function here does nothing.
+Supported: one process, and data parallelism with parameters whole on every rank (DDP) or sharded by FSDP2. Without an
+initialised process group of more than one rank every function here does nothing.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import os
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from hf_srigl.config import SRigLConfig
 from hf_srigl.linear import CondensedLinear
 
 # Wrapper class -> why it cannot train a condensed model
 _REFUSED_WRAPPERS = {
     "DataParallel": "its replicas collect dense gradients in each other's way",
-    "FullyShardedDataParallel": "it flattens parameters into one, and the values of a layer must stay whole",
+    "FullyShardedDataParallel": "it flattens parameters into one; FSDP2 (torch.distributed.fsdp.fully_shard) works",
     "DeepSpeedEngine": "it runs the optimizer inside backward and hides gradients",
 }
 
@@ -77,18 +79,31 @@ def launched_with(plugin: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() in ("true", "1")
 
 
-def check_whole(layers: dict[str, CondensedLinear]) -> None:
-    """Refuse sharded parameters.
+def check_shards(model: nn.Module, layers: dict[str, CondensedLinear], config: SRigLConfig) -> None:
+    """Accept whole parameters, and those that FSDP2 (`fully_shard`) has sharded over all ranks; refuse others.
 
     Raises:
-        ValueError: a layer's parameter is a DTensor (FSDP2, tensor parallelism) or was flattened away (FSDP1).
+        ValueError: a layer's parameter was flattened away (FSDP1), or is sharded by something other than FSDP2 (tensor
+            parallelism), over some of the ranks only, or on a sparsity ramp.
     """
+    by_fsdp2 = any(isinstance(module, FSDPModule) for module in model.modules())
     for name, layer in layers.items():
-        sharded = isinstance(layer.weight, DTensor) or layer.weight.shape != layer.indices.shape
-        if sharded:
+        weight = layer.weight
+        if weight.shape != layer.indices.shape:
             raise ValueError(
-                f"layer {name}: expected a whole weight of shape {tuple(layer.indices.shape)} on every rank, found it "
-                "sharded; train condensed models with DDP (they need a fraction of the memory), not FSDP or tensor parallelism"
+                f"layer {name}: expected a weight of shape {tuple(layer.indices.shape)}, found {tuple(weight.shape)} (FSDP1 "
+                "flattens it): train with DDP, or with FSDP2 (torch.distributed.fsdp.fully_shard)"
+            )
+        if not isinstance(weight, DTensor):
+            continue
+        if not by_fsdp2 or weight.device_mesh.size() != world_size():
+            raise ValueError(
+                f"layer {name}: its weight is sharded over {weight.device_mesh.size()} of {world_size()} ranks by something "
+                "other than fully_shard over all of them; tensor parallelism cannot train a condensed model, DDP can"
+            )
+        if config.ramp_until is not None:
+            raise ValueError(
+                f"layer {name}: a sparsity ramp changes sizes that FSDP2 has laid out: leave out ramp_until, or train with DDP"
             )
 
 

@@ -7,22 +7,19 @@ import logging
 import math
 from typing import Any
 
-import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn, optim
 
-from hf_srigl import fingerprint, sharding, topology
+from hf_srigl import fingerprint, sharding, shards
 from hf_srigl.config import SRigLConfig
 from hf_srigl.exploration import Explored
 from hf_srigl.gradients import all_sound, average
 from hf_srigl.linear import CondensedLinear
 from hf_srigl.optimizers import check_optimizer, fit_state, movable_state, unwrap
-from hf_srigl.ramp import Ramp
-from hf_srigl.rigl import rigl_mask
-from hf_srigl.schedule import drop_fraction_at, floor_count, is_update_step, stagger_offsets, update_interval
-from hf_srigl.surgery import condensed_layers, config_of, generator_for, refresh_budgets
-from hf_srigl.targets import may_ablate
+from hf_srigl.rule import Rule
+from hf_srigl.schedule import is_update_step, stagger_offsets, update_interval
+from hf_srigl.surgery import condensed_layers, config_of, refresh_budgets
 from hf_srigl.updates import LayerUpdate, UpdateReport
 
 logger = logging.getLogger(__name__)
@@ -82,7 +79,7 @@ class SRigL:
             raise ValueError("the model carries no SRigLConfig: pass config=SRigLConfig(...)")
         if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
             raise ValueError(f"total_steps must be a positive whole number of optimizer steps, got {total_steps!r}")
-        sharding.check_whole(layers)
+        sharding.check_shards(model, layers, config)
         self.config, self.total_steps = config, total_steps
         self.optimizer = unwrap(optimizer)
         # accelerate's optimizer knows which micro-batch is the last of its step
@@ -95,7 +92,7 @@ class SRigL:
         self._offsets = dict.fromkeys(layers, 0)
         if config.stagger and self._interval is not None:
             self._offsets |= dict(zip(self.trained, stagger_offsets(len(self.trained), self._interval), strict=True))
-        self._model, self._ramp = model, Ramp(layers, config, total_steps)
+        self._model, self._rule = model, Rule(layers, config, total_steps)
         self._warn_of_few_updates()
         self._device = next(iter(layers.values())).weight.device
         self._places = {name: place for place, name in enumerate(layers)}
@@ -107,7 +104,10 @@ class SRigL:
         self._explored = {name: Explored.of(layer.mask()) for name, layer in layers.items()}
         self._postponed: list[str] = []
         for name, layer in self.trained.items():
-            layer.dense_grad.watch(layer.weight, functools.partial(self._gradient_arrives, name))
+            if shards.is_sharded(layer.weight):  # FSDP2 hands gradients over without autograd: no hook is called
+                layer.dense_grad.count_every_pass()
+            else:
+                layer.dense_grad.watch(layer.weight, functools.partial(self._gradient_arrives, name))
         self._arm()
 
     def step(self) -> UpdateReport | None:
@@ -169,7 +169,7 @@ class SRigL:
         """Continue after `steps` completed optimizer steps, with what is active now as all that was ever tried."""
         self.steps = steps
         self._postponed = list(postponed or [])
-        for layer in self.layers.values() if self._ramp.end is not None else ():
+        for layer in self.layers.values() if self._rule.ramp.end is not None else ():
             fit_state(self.optimizer, layer.weight)  # as several processes on a ramp have saved it
         fingerprint.check_facts({"step to resume at": steps, "postponed updates": self._postponed}, self._device)
         fingerprint.check_topologies(self.layers, f"when resuming at step {steps}")
@@ -198,7 +198,7 @@ class SRigL:
         def is_due(name: str) -> bool:
             return (
                 name in self._postponed
-                or (step == self._ramp.end)
+                or (step == self._rule.ramp.end)
                 or is_update_step(
                     step,
                     interval=self._interval,
@@ -208,7 +208,7 @@ class SRigL:
                 )
             )
 
-        return [n for n in self.layers if (self._learns(n) or self._ramp.lowers(n, step)) and is_due(n)]
+        return [n for n in self.layers if (self._learns(n) or self._rule.ramp.lowers(n, step)) and is_due(n)]
 
     def _learns(self, name: str) -> bool:
         return name in self.trained and self.layers[name].weight.requires_grad
@@ -233,37 +233,18 @@ class SRigL:
             return
         layer.dense_grad.commit(afresh=layer.weight.grad is None)
         is_last = self._accumulation is not None and self._accumulation.sync_gradients
-        constant = self.config.structure == "constant_fan_in"
-        if is_last and constant and sharding.world_size() == 1 and not self._ramp.lowers(name, self.steps + 1):
-            layer.dense_grad.prune(functools.partial(self._decisive, name))
-
-    def _decisive(self, name: str, gradient: Tensor) -> Tensor:
-        """What of a dense gradient the update after the step in progress can depend on."""
-        layer = self.layers[name]
-        return topology.decisive_positions(
-            layer.mask(),
-            gradient,
-            budget=layer.budget,
-            drop_fraction=self._drop_fraction(self.steps + 1),
-            min_salient=self._min_salient(name, layer.budget),
-        )
-
-    def _drop_fraction(self, step: int) -> float:
-        return drop_fraction_at(
-            step,
-            drop_fraction=self.config.drop_fraction,
-            stop_updates_at=self.config.stop_updates_at,
-            total_steps=self.total_steps,
-        )
+        if is_last and sharding.world_size() == 1 and self._rule.may_prune(name, self.steps + 1):
+            layer.dense_grad.prune(functools.partial(self._rule.decisive, name, self.steps + 1))
 
     def _update(self, due: list[str]) -> UpdateReport | None:
+        shards.reshard(self._model)
         fingerprint.check_topologies(self.layers, f"before the update of step {self.steps}")
         self._reduced_bytes = self._broadcast_bytes = 0
         state = {name: movable_state(self.optimizer, name, self.layers[name].weight) for name in due}
         growing = [name for name in due if self._learns(name)]
         if self.config.grow == "gradient":
             growing, self._reduced_bytes = average(self.layers, due, self._places)
-        due = [name for name in due if name in growing or self._ramp.lowers(name, self.steps)]
+        due = [name for name in due if name in growing or self._rule.ramp.lowers(name, self.steps)]
         again = bool(self._postponed)
         self._postponed = [] if all_sound(self.layers, due) else due
         if self._postponed and again:
@@ -273,34 +254,18 @@ class SRigL:
             )
         if self._postponed or not due:
             return None
-        drop_fraction = self._drop_fraction(self.steps)
-        rows = [self._update_layer(name, drop_fraction, state[name], name in growing) for name in due]
-        if self._ramp.end is not None:
+        rows = [self._update_layer(name, state[name], name in growing) for name in due]
+        if self._rule.ramp.end is not None:
             refresh_budgets(self._model)
         fingerprint.check_topologies(self.layers, f"after the update of step {self.steps}")
-        return self._report(drop_fraction, rows)
+        return self._report(rows)
 
-    def _new_mask(self, name: str, drop_fraction: float, grows: bool) -> Tensor:
-        layer = self.layers[name]
-        weight, new, budget = layer.to_dense(), layer.mask(), self._ramp.budget(name, self.steps)
-        if budget < layer.budget:
-            new = topology.trim_mask(weight, new, budget // int(layer.active.sum()))
-        if grows and self.config.structure == "unstructured":
-            new = rigl_mask(weight, new, self._growth_scores(name, layer), drop_fraction=drop_fraction)
-        elif grows:
-            new = topology.update_mask(
-                weight,
-                new,
-                self._growth_scores(name, layer),
-                budget=budget,
-                drop_fraction=drop_fraction,
-                min_salient=self._min_salient(name, budget),
-            )
-        return new
-
-    def _update_layer(self, name: str, drop_fraction: float, state: list[Tensor], grows: bool) -> LayerUpdate:
-        layer, place, budget = self.layers[name], self._places[name], self._ramp.budget(name, self.steps)
-        decided = self._new_mask(name, drop_fraction, grows) if sharding.is_mine(place) else None
+    def _update_layer(self, name: str, state: list[Tensor], grows: bool) -> LayerUpdate:
+        layer, place, budget = self.layers[name], self._places[name], self._rule.ramp.budget(name, self.steps)
+        mine = sharding.is_mine(place)
+        weight = layer.to_dense() if mine or shards.is_sharded(layer.weight) else None  # collective if it is sharded
+        decided = self._rule.new_mask(name, self.steps, weight, grows) if mine and weight is not None else None
+        del weight
         layer.dense_grad.stop()  # its memory goes before the next layer's turn
         new, bytes_sent = sharding.shared_mask(decided, layer, place)
         self._broadcast_bytes += bytes_sent
@@ -326,30 +291,14 @@ class SRigL:
         layer.resize(budget)
         fit_state(self.optimizer, layer.weight)
 
-    def _growth_scores(self, name: str, layer: CondensedLinear) -> Tensor:
-        if self.config.grow == "gradient":
-            dense = layer.dense_grad.dense()
-            if dense is None:
-                raise RuntimeError(f"layer {name}: no dense gradient was collected at its update step")
-            return dense
-        generator = generator_for(self.config.seed, "grow", self.steps, name)
-        scores = torch.rand(layer.out_features, layer.in_features, generator=generator)
-        return scores.to(layer.weight.device)
-
-    def _min_salient(self, name: str, budget: int) -> int | None:
-        if self.config.gamma_sal is None or not may_ablate(name, self.config):
-            return None
-        initial_fan_in = budget // self.layers[name].out_features
-        return max(1, floor_count(self.config.gamma_sal * initial_fan_in))
-
-    def _report(self, drop_fraction: float, rows: list[LayerUpdate]) -> UpdateReport:
+    def _report(self, rows: list[LayerUpdate]) -> UpdateReport:
         layers = self.layers.values()
         positions = sum(layer.out_features * layer.in_features for layer in layers)
         used = sum(int((layer.indices >= 0).sum()) for layer in layers)
         neurons = sum(layer.out_features for layer in layers)
         return UpdateReport(
             step=self.steps,
-            drop_fraction=drop_fraction,
+            drop_fraction=self._rule.drop_fraction(self.steps),
             layers=tuple(rows),
             sparsity=1 - used / positions,
             active_neurons=sum(int(layer.active.sum()) for layer in layers) / neurons,

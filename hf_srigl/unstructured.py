@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_srigl import topology
+from hf_srigl import shards, topology
 from hf_srigl.linear import CondensedLinear
 from hf_srigl.ops.collect import DenseGradient
 
@@ -89,7 +89,7 @@ class UnstructuredLinear(CondensedLinear):
 
     def to_dense(self) -> Tensor:
         """The dense weight, (N, K), zeros where there is no value; detached."""
-        return _scatter(self.weight.detach(), self.indices, (self.out_features, self.in_features))
+        return _scatter(shards.whole(self.weight.detach()), self.indices, (self.out_features, self.in_features))
 
     @torch.no_grad()
     def rewire(self, new_mask: Tensor, carried: Iterable[Tensor] = ()) -> Tensor:
@@ -100,7 +100,8 @@ class UnstructuredLinear(CondensedLinear):
         new = torch.where(indices >= 0, indices, size).long()
         came_from = topology.slot_sources(old, new, size)
         for tensor in [self.weight.detach(), *([] if self.weight.grad is None else [self.weight.grad]), *carried]:
-            tensor.copy_(torch.where(came_from >= 0, tensor[came_from], tensor.new_zeros(())))
+            values = shards.whole(tensor)
+            shards.write(tensor, torch.where(came_from >= 0, values[came_from], values.new_zeros(())))
         self.indices.copy_(indices)
         return new[(came_from < 0) & (new < size)]
 

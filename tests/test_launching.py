@@ -17,7 +17,8 @@ from ranks import Watch
 from test_crashes import CONFIG
 from torch import nn, optim
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import Shard, distribute_tensor
 from transformers import AutoModelForSequenceClassification
 
 import hf_srigl
@@ -178,6 +179,11 @@ def test_wrappers_are_refused(wrapper):
         SRigL(wrapper(model), optim.SGD(model.parameters(), lr=0.1), total_steps=5)
 
 
+def by_hand(model, mesh):
+    model[0].weight = nn.Parameter(distribute_tensor(model[0].weight.detach(), mesh, [Shard(0)]))
+    return model
+
+
 def sharded(rank, path):
     said = {}
     for name, wrap in {
@@ -185,7 +191,7 @@ def sharded(rank, path):
         "FSDP1 with use_orig_params": lambda model: FullyShardedDataParallel(
             model, use_orig_params=True, device_id=torch.device("cpu")
         ),
-        "FSDP2": lambda model: fully_shard(model, mesh=init_device_mesh("cpu", (2,))),
+        "shards by hand": lambda model: by_hand(model, init_device_mesh("cpu", (2,))),
     }.items():
         wrapped = wrap(sparsify(nn.Sequential(nn.Linear(8, 8)), CONFIG))
         try:
@@ -200,7 +206,7 @@ def test_sharded_parameters_are_refused_with_the_alternative(tmp_path):
         flattened = "FullyShardedDataParallel cannot train a condensed model: it flattens"
         assert said["FSDP1"].startswith(flattened)
         assert said["FSDP1 with use_orig_params"].startswith(flattened)
-        assert said["FSDP2"].startswith(
-            "layer 0: expected a whole weight of shape (16,) on every rank, found a sharded one"
+        assert said["shards by hand"].startswith(
+            "layer 0: its weight is sharded over 2 of 2 ranks by something other than"
         )
         assert all("Distributed" in message or "DDP" in message for message in said.values())

@@ -48,6 +48,7 @@ class DenseGradient:
         number = next(_handles)
         self.handle = torch.tensor(number, device="cpu")  # 0-d int64; never on meta, whatever the context
         self._hook: RemovableHandle | None = None
+        self._every_pass = False
         self.stop()
         _alive[number] = self
 
@@ -59,9 +60,17 @@ class DenseGradient:
 
         There is one such call at most: a new one takes the place of that of an earlier, perhaps failed, training.
         """
+        self._every_pass = False
         if self._hook is not None:
             self._hook.remove()
         self._hook = None if arrives is None else weight.register_hook(arrives)
+
+    def count_every_pass(self) -> None:
+        """Commit whatever is added at once: for FSDP2, under which the weight that is trained has no hook to call.
+
+        Every backward pass between two steps counts then, also one whose gradients are thrown away.
+        """
+        self._every_pass = True
 
     def start(self) -> None:
         """Forget what was collected and collect from now on."""
@@ -89,6 +98,8 @@ class DenseGradient:
             self.pending = dense
         else:
             self.pending += dense
+        if self._every_pass:
+            self.commit(afresh=False)
 
     def commit(self, afresh: bool) -> None:
         """The weight receives its gradient: count what is pending.
