@@ -50,7 +50,7 @@ def test_a_small_grid_runs_resumes_and_beats_chance(tmp_path):
     output = tmp_path / "grid.jsonl"
     command = [
         sys.executable, str(STUDY / "run.py"), "--task", "shakespeare", "--sparsity", "0.8", "--seeds", "0",
-        "--lr", "3e-3", "--epochs", "0.02", "--batch", "8", "--output", str(output),
+        "--lr", "3e-3", "--epochs", "0.005", "--batch", "8", "--output", str(output),
         "--evaluate", "16", "--methods",
     ]  # fmt: skip
     for methods in (["srigl-0.9"], ["srigl-0.9", "rigl", "ramp-kd"]):
