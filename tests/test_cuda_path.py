@@ -61,9 +61,6 @@ class Watch(TorchDispatchMode):
 def test_an_ordinary_step_never_waits(autocast):
     layer = make(ablated=2, spare=3)
     x = torch.randn(4, 10, requires_grad=True)
-    optimizer = torch.optim.AdamW(
-        layer.parameters(), foreach=True
-    )  # what steps on GPUs; the default here asks for step counts
     with Watch(layer.dense_grad.handle):  # the handle is a number in CPU memory
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             y = layer(x)
