@@ -171,11 +171,16 @@ def _fitting(configs, named, **constants):
     return [config for config in configs if (config.kwargs["NEURONS"], config.kwargs["VALUES"]) in wanted]
 
 
+def _bench(call, quantiles):
+    return triton.testing.do_bench(call, warmup=5, rep=20, quantiles=quantiles)  # ms; with a cold L2, as when decoding
+
+
 INTERPRETED = not isinstance(_forward, triton.JITFunction)  # TRITON_INTERPRET=1: CPU tensors, and nothing to tune
 _tuned_forward = triton.autotune(
     [triton.Config({"NEURONS": n, "VALUES": v}, num_warps=_THREADS // 32) for n, v in TILES],
     key=["n_out", "n_in", "budget", "ROWS"],
     prune_configs_by={"early_config_prune": _fitting},
+    do_bench=_bench,
     cache_results=True,
 )(_forward)
 
