@@ -112,8 +112,9 @@ def _on_cuda(
     choice: str, device: torch.device, same: bool, rows: int, n_out: int, n_in: int, values: int, dtype: torch.dtype
 ) -> str:
     mode()  # raises on a wrong value
+    name, _ = choose_cuda.choose(choice, device, rows, n_out, n_in, values, dtype)
     choose_cuda.announce(choice)
-    return choose_cuda.choose(choice, device, rows, n_out, n_in, values, dtype)[0] if same else "reference"
+    return name if same else "reference"
 
 
 @functools.lru_cache(maxsize=4096)
