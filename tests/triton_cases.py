@@ -83,6 +83,8 @@ def test_every_tile_that_may_be_tuned(kernels, rows):
     x = torch.randn(rows, 80, device=DEVICE)
     tiles = kernels.tiles(rows)
     assert 5 <= len(tiles) <= 9
+    tuned = kernels._fitting(kernels._tuned_forward.configs, {}, ROWS=rows)
+    assert [(config.kwargs["NEURONS"], config.kwargs["VALUES"]) for config in tuned] == tiles
     for tile in tiles:
         y = kernels.forward(x, weight, indices, active, bias, tile)
         assert_product(y, x, weight, indices, active, bias)
