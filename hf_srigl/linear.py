@@ -143,7 +143,8 @@ class CondensedLinear(nn.Module):
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        return condensed_linear(x, weight, self.indices, self.active, bias, self.dense_grad.handle)
+        handle = self.dense_grad.handle if torch.is_grad_enabled() else None
+        return condensed_linear(x, weight, self.indices, self.active, bias, handle)
 
     @property
     def fan_in(self) -> int:

@@ -4,6 +4,8 @@
 - ``dense``: a transient dense matrix, scattered natively, and a matrix product
 - ``reference``: the same with torch alone (`ops.reference`), for other devices and dtypes and without compiled kernels
 
+Calls on CUDA devices are decided in `ops.choose_cuda`.
+
 Between the first two, the cheaper is estimated per call. The estimate needs only the ratio of two costs that move
 together from machine to machine: nanoseconds per kept value (native) and per weight of the dense matrix, each as a
 function of the number of rows. They are medians on one AVX-512 core (`benchmarks/layers.py`); more threads divide both.
@@ -20,10 +22,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hf_srigl.ops import cpu, library
+from hf_srigl.ops import choose_cuda, cpu, library
 
 VARIABLE = "HF_SRIGL_KERNEL"
-_MODES = ("auto", "reference", "cpu")
+_MODES = ("auto", "reference", "cpu", "triton")
 _log = logging.getLogger("hf_srigl.ops")
 
 _ROWS = (1, 2, 8, 16, 64, 256, 2048)
@@ -48,7 +50,7 @@ class Condensed(Protocol):
 
 
 class Choice(NamedTuple):
-    """The implementation of a call, "cpu", "dense" or "reference", and why it is that one."""
+    """The implementation of a call, "cpu", "triton", "dense" or "reference", and why it is that one."""
 
     name: str
     reason: str
@@ -58,8 +60,9 @@ def kernel_for(layer: Condensed, rows: int, dtype: torch.dtype | None = None) ->
     """What a call of `layer` on `rows` rows of `dtype` (default: the layer's own) uses on this machine, and why.
 
     Raises:
-        ValueError: HF_SRIGL_KERNEL is none of auto, reference, cpu.
-        RuntimeError: it is cpu, but the package was installed without compiled kernels.
+        ValueError: HF_SRIGL_KERNEL is none of auto, reference, cpu, triton.
+        RuntimeError: it is cpu, but the package was installed without compiled kernels; or it is triton, but triton or
+            a CUDA device is missing.
 
     Example:
         >>> from hf_srigl import CondensedLinear
@@ -69,6 +72,9 @@ def kernel_for(layer: Condensed, rows: int, dtype: torch.dtype | None = None) ->
     weight = layer.weight
     dtype = weight.dtype if dtype is None else dtype
     choice = mode()
+    if choose_cuda.concerns(weight.device, choice):
+        sizes = (rows, layer.out_features, layer.in_features, weight.shape[0])
+        return Choice(*choose_cuda.choose(choice, weight.device, *sizes, dtype))
     if weight.device.type != "cpu":
         return Choice("reference", f"the native kernels run on the CPU, not on {weight.device.type}")
     if dtype not in cpu.DTYPES:
@@ -90,12 +96,25 @@ def kernel_for(layer: Condensed, rows: int, dtype: torch.dtype | None = None) ->
 
 def implementation(x: Tensor, weight: Tensor, active: Tensor, bias: Tensor | None = None) -> str:
     """`kernel_for`'s name for a call with these tensors; quick, and logs once what is in use."""
+    n_in = x.shape[-1]
+    choice = asked_for()
+    sizes = (x.numel() // n_in, active.shape[0], n_in, weight.shape[0])
+    if choose_cuda.concerns(x.device, choice):
+        same = weight.dtype is x.dtype and (bias is None or bias.dtype is x.dtype)
+        return _on_cuda(choice, x.device, same, *sizes, x.dtype)
     if not x.is_cpu:
         return "reference"
-    n_in = x.shape[-1]
-    supported = cpu.supports(x, weight, bias)
-    choice = os.environ.get(VARIABLE, "auto")
-    return _implementation(choice, supported, x.numel() // n_in, active.shape[0], n_in, weight.shape[0], x.dtype)
+    return _implementation(choice, cpu.supports(x, weight, bias), *sizes, x.dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def _on_cuda(
+    choice: str, device: torch.device, same: bool, rows: int, n_out: int, n_in: int, values: int, dtype: torch.dtype
+) -> str:
+    mode()  # raises on a wrong value
+    name, _ = choose_cuda.choose(choice, device, rows, n_out, n_in, values, dtype)
+    choose_cuda.announce(choice)
+    return name if same else "reference"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -112,9 +131,14 @@ def _implementation(
     return "cpu" if native <= dense else "dense"
 
 
+def asked_for() -> str:
+    """The value of HF_SRIGL_KERNEL as it is; "auto" if it is not set."""
+    return os.environ.get(VARIABLE, "auto")
+
+
 def mode() -> str:
-    """The value of HF_SRIGL_KERNEL, checked; "auto" if it is not set."""
-    choice = os.environ.get(VARIABLE, "auto")
+    """The value of HF_SRIGL_KERNEL, checked."""
+    choice = asked_for()
     if choice not in _MODES:
         raise ValueError(f"{VARIABLE} must be one of {', '.join(_MODES)}, got {choice!r}")
     if choice == "cpu" and not library.available():
