@@ -1,0 +1,236 @@
+#!/usr/bin/env python
+"""Train an image classifier sparsely, from scratch or from a pretrained one: ImageNet-1k, a data set of the Hub, or folders.
+
+    python examples/run_imagenet.py examples/configs/vit_b16_imagenet_90.yaml --output_dir out/vit
+
+It takes the options of transformers' run_image_classification.py, those of `SRigLConfig`, and ``--dense`` for the
+baseline. Without --model_name_or_path the model is new: --model_type vit or deit and --config_overrides say what it is.
+On several GPUs: torchrun --nproc_per_node 8 examples/run_imagenet.py ..., or accelerate launch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import DatasetDict
+from glue_metrics import load_metric
+from images import Collator, ImageArguments, Transform, cross_entropy, to_mode, transforms
+from shared import Parser, SparseArguments, UserError, choose, explained, finish, load_data, make_trainer, run, start, train
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    EvalPrediction,
+    PretrainedConfig,
+    PreTrainedModel,
+    TrainingArguments,
+    ViTImageProcessor,
+)
+
+logger = logging.getLogger(__name__)
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+
+
+@dataclass
+class ModelArguments:
+    """Which model to start from, or to make."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A model on the Hub, or its folder."})
+    model_type: str | None = field(default=None, metadata={"help": "Of a new model: vit, deit, ..."})
+    config_name: str | None = field(default=None, metadata={"help": "A configuration, on the Hub or in a folder."})
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Changes to a new model: hidden_size=384,num_attention_heads=6"}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded or prepared."})
+    model_revision: str = field(default="main", metadata={"help": "A branch, tag or commit of the model."})
+    token: str | None = field(default=None, metadata={"help": "Access token for the Hub; `hf auth login` stores one."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    ignore_mismatched_sizes: bool = field(default=False, metadata={"help": "Accept a head of another size."})
+
+    def __post_init__(self) -> None:
+        if self.model_name_or_path is not None and self.config_overrides is not None:
+            raise ValueError("config_overrides is for new models, leave out model_name_or_path or config_overrides")
+        if not (self.model_name_or_path or self.model_type or self.config_name):
+            raise ValueError("give model_name_or_path for a trained model, or model_type or config_name for a new one")
+
+
+@dataclass
+class DataArguments:
+    """Which images. Folders hold one folder for each class."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "On the Hub: ILSVRC/imagenet-1k, ..."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "The configuration of that dataset."})
+    train_dir: str | None = field(default=None, metadata={"help": "A folder with a folder of images for each class."})
+    validation_dir: str | None = field(default=None, metadata={"help": "The same for validation."})
+    train_val_split: float = field(default=0.15, metadata={"help": "Share held out if there is no validation data."})
+    image_column_name: str = field(default="image", metadata={"help": "The column with the images."})
+    label_column_name: str = field(default="label", metadata={"help": "The column with the classes."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many validation images."})
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = Parser((ModelArguments, DataArguments, ImageArguments, SparseArguments, TrainingArguments))
+    model_args, data_args, image_args, sparse_args, args = parser.parse(arguments)
+    if not (args.do_train or args.do_eval):
+        raise UserError("nothing to do: give --do_train or --do_eval")
+    data = load(model_args, data_args, args)
+    labels = names_of_labels(data, data_args)
+    checkpoint = start(args)
+
+    model = load_model(model_args, labels)
+    model.accepts_loss_kwargs = False
+    processor = load_processor(model_args, model.config)
+    size = processor.size.get("height") or processor.size["shortest_edge"]
+    training, evaluation = transforms(image_args, size, processor.image_mean, processor.image_std)
+    channels = len(processor.image_mean)
+
+    def prepare(rows: dict[str, list], transform: Transform, is_training: bool) -> dict[str, list]:
+        images = [transform(to_mode(image, channels)) for image in rows[data_args.image_column_name]]
+        classes = rows[data_args.label_column_name]
+        return {"pixel_values": images, "label": classes, "training": [is_training] * len(images)}
+
+    train_data = eval_data = None
+    if args.do_train:
+        train_data = choose(data["train"].shuffle(seed=args.seed), data_args.max_train_samples, "training")
+        train_data = train_data.with_transform(partial(prepare, transform=training, is_training=True))
+    if args.do_eval:
+        eval_data = choose(data["validation"].shuffle(seed=args.seed), data_args.max_eval_samples, "validation")
+        eval_data = eval_data.with_transform(partial(prepare, transform=evaluation, is_training=False))
+    metric = load_metric(None, regression=False)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        return metric.compute(predictions=np.argmax(logits, axis=-1), references=prediction.label_ids)
+
+    args.remove_unused_columns = False  # the images would be
+    args.average_tokens_across_devices = False  # `cross_entropy` is a mean over images, which processes have alike
+    trainer = make_trainer(
+        sparse_args,
+        model,
+        args,
+        train_dataset=train_data,
+        eval_dataset=eval_data,
+        compute_metrics=compute_metrics,
+        compute_loss_func=cross_entropy,
+        processing_class=processor,
+        data_collator=Collator(len(labels), image_args, args.label_smoothing_factor),
+    )
+    trainer.loss_is_scaled_for_ga = False  # so that the Trainer divides by the accumulation steps
+    if args.do_train:
+        train(trainer, checkpoint, len(train_data))
+    if args.do_eval:
+        metrics = trainer.evaluate() | {"eval_samples": len(eval_data)}
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    finish(
+        trainer,
+        finetuned_from=model_args.model_name_or_path,
+        tasks="image-classification",
+        dataset=data_args.dataset_name,
+        tags=["image-classification", "vision"],
+    )
+
+
+def load(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> DatasetDict:
+    """Splits train and validation, from the Hub or from folders."""
+    folders = {"train": data_args.train_dir, "validation": data_args.validation_dir}
+    folders = {split: folder for split, folder in folders.items() if folder is not None}
+    if data_args.dataset_name is not None:
+        hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
+        data = load_data(data_args.dataset_name, data_args.dataset_config_name, **hub)
+    elif folders:
+        files = {split: image_files(folder, f"--{split}_dir") for split, folder in folders.items()}
+        data = load_data("imagefolder", data_files=files, cache_dir=model_args.cache_dir)
+    else:
+        raise UserError("no data: give --dataset_name, or --train_dir and --validation_dir")
+    if args.do_train and "train" not in data:
+        raise UserError(f"--do_train needs training images, but there is only: {', '.join(data)}")
+    if args.do_eval and "validation" not in data:
+        if "train" not in data:
+            raise UserError(f"--do_eval needs validation images, but there is only: {', '.join(data)}")
+        parts = data["train"].train_test_split(data_args.train_val_split, seed=args.seed)
+        data["train"], data["validation"] = parts["train"], parts["test"]
+    return data
+
+
+def image_files(folder: str, option: str) -> list[str]:
+    """The images in the folders for the classes.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f"{option} is not a folder: {folder}")
+    files = sorted(str(path) for path in Path(folder).glob("*/**/*") if path.suffix.lower() in IMAGES)
+    if not files:
+        raise UserError(f"{option} must hold a folder of images for each class, found no image in {folder}")
+    return files
+
+
+def names_of_labels(data: DatasetDict, data_args: DataArguments) -> list[str]:
+    """The classes in order.
+
+    Raises:
+        UserError: there is no column with images or classes, or a class to evaluate that was not trained on.
+    """
+    rows = data["train"] if "train" in data else data["validation"]
+    for name, option in ((data_args.image_column_name, "image"), (data_args.label_column_name, "label")):
+        if name not in rows.column_names:
+            found = ", ".join(rows.column_names)
+            raise UserError(f"the data has no column '{name}' (--{option}_column_name), only: {found}")
+    feature = rows.features[data_args.label_column_name]
+    if not hasattr(feature, "names"):
+        raise UserError(f"the column '{data_args.label_column_name}' must hold classes, found {feature.dtype}")
+    return feature.names
+
+
+def load_model(model_args: ModelArguments, labels: list[str]) -> PreTrainedModel:
+    """A trained model with a head for `labels`, or a new one."""
+    hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision, "token": model_args.token}
+    hub["trust_remote_code"] = model_args.trust_remote_code
+    with explained(OSError, ValueError, RuntimeError, KeyError, AttributeError, before="the model cannot be made: "):
+        if model_args.config_name or model_args.model_name_or_path:
+            config = AutoConfig.from_pretrained(model_args.config_name or model_args.model_name_or_path, **hub)
+        else:
+            config = AutoConfig.for_model(model_args.model_type)
+        if model_args.config_overrides is not None:
+            config.update_from_string(model_args.config_overrides)
+        trained = config.label2id
+        config.num_labels = len(labels)
+        order = {label: number for number, label in enumerate(labels)}
+        if model_args.model_name_or_path and sorted(trained) == sorted(labels) and trained != order:
+            raise ValueError("it numbers the same classes differently; rename the folders or the classes to its order")
+        config.label2id, config.id2label = order, {number: label for label, number in order.items()}
+        if model_args.model_name_or_path is None:
+            logger.info("A new model, with random weights.")
+            return AutoModelForImageClassification.from_config(config, trust_remote_code=model_args.trust_remote_code)
+        return AutoModelForImageClassification.from_pretrained(
+            model_args.model_name_or_path,
+            config=config,
+            ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+            **hub,
+        )
+
+
+def load_processor(model_args: ModelArguments, config: PretrainedConfig) -> Any:
+    """What size and normalisation a model wants; a new one gets ImageNet's."""
+    if model_args.model_name_or_path is not None:
+        with explained(OSError, ValueError, before="the image processor cannot be loaded: "):
+            return AutoImageProcessor.from_pretrained(model_args.model_name_or_path, cache_dir=model_args.cache_dir)
+    mean, std = ((0.5,), (0.5,)) if config.num_channels == 1 else (IMAGENET_MEAN, IMAGENET_STD)
+    size = {"height": config.image_size, "width": config.image_size}
+    return ViTImageProcessor(size=size, image_mean=list(mean), image_std=list(std), do_convert_rgb=config.num_channels == 3)
+
+
+if __name__ == "__main__":
+    run(main)
