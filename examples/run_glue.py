@@ -100,14 +100,16 @@ def main(arguments: Sequence[str]) -> None:
     if not (args.do_train or args.do_eval or args.do_predict):
         raise UserError("nothing to do: give --do_train, --do_eval or --do_predict")
     data = load(model_args, data_args)
+    # A column of numbers with a fraction is a regression; anything else are classes.
+    labels = names_of_labels(data, data_args.task_name) if "train" in data else None
     checkpoint = start(args)
 
     hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision, "token": model_args.token}
     hub["trust_remote_code"] = model_args.trust_remote_code
     with explained(OSError, ValueError, RuntimeError, before="the model cannot be loaded: "):
         config = AutoConfig.from_pretrained(model_args.config_name or model_args.model_name_or_path, **hub)
-        # A column of numbers with a fraction is a regression; anything else are classes.
-        labels = names_of_labels(data, data_args.task_name) if "train" in data else names_in_model(config)
+        if "train" not in data:
+            labels = names_in_model(config)
         config.num_labels = 1 if labels is None else len(labels)
         config.finetuning_task = data_args.task_name
         tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or model_args.model_name_or_path, **hub)

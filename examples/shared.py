@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import datasets
+import torch
 import transformers
 import yaml
 from torch import nn
@@ -138,8 +139,12 @@ def load_data(kind: str, *arguments: Any, **options: Any) -> datasets.DatasetDic
         UserError: the data cannot be found, reached or read.
     """
     kinds = (OSError, ValueError, TypeError, ConnectionError, datasets.exceptions.DatasetsError)
-    with explained(*kinds, before="the data cannot be loaded: "):
+    try:
         return datasets.load_dataset(kind, *arguments, **options)
+    except kinds as error:
+        if "corresponds to no data" in str(error):
+            raise UserError(f"the data is empty: {', '.join(options.get('data_files', {'': kind}).values())}") from error
+        raise UserError(f"the data cannot be loaded: {one_line(error)}") from error
 
 
 def choose(data: datasets.Dataset, limit: int | None, name: str) -> datasets.Dataset:
@@ -166,14 +171,13 @@ def start(args: TrainingArguments) -> str | None:
         datefmt="%m/%d/%Y %H:%M:%S",
         handlers=[logging.StreamHandler(sys.stdout)],
     )
-    if args.should_log:
-        transformers.utils.logging.set_verbosity_info()
     level = args.get_process_log_level()
-    logging.getLogger().setLevel(logging.WARNING)
     for name in ("__main__", "shared", "hf_srigl"):
-        logging.getLogger(name).setLevel(level)
-    datasets.utils.logging.set_verbosity(logging.WARNING)
-    transformers.utils.logging.set_verbosity(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.INFO if args.should_log and args.log_level == "passive" else level)
+    if args.log_level != "passive":
+        datasets.utils.logging.set_verbosity(level)
+        transformers.utils.logging.set_verbosity(level)
+    args.dataloader_pin_memory &= torch.accelerator.is_available()
     logger.info(f"{args.parallel_mode.value}, {args.world_size} process(es), device {args.device}, bf16 {args.bf16}")
     transformers.set_seed(args.seed)
 
@@ -201,9 +205,10 @@ def make_trainer(sparse: SparseArguments, model: nn.Module, args: TrainingArgume
         UserError: options that cannot train the model.
     """
     with explained(ValueError, ImportError):
-        if isinstance(config := srigl_config(sparse, model, args), SRigLConfig):
-            return SparseTrainer(model=model, args=args, srigl_config=config, **options)
-        return Trainer(model=model, args=args, **options)
+        config = srigl_config(sparse, model, args)
+        if config is None:
+            return Trainer(model=model, args=args, **options)
+        return SparseTrainer(model=model, args=args, srigl_config=config, **options)
 
 
 def srigl_config(sparse: SparseArguments, model: nn.Module, args: TrainingArguments) -> SRigLConfig | None:

