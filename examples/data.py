@@ -23,9 +23,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from shared import UserError, run
-
 from hf_srigl.demo import load_digits
+from shared import UserError, run
 
 KINDS = {
     "ABBR": "abbreviation",

@@ -68,7 +68,9 @@ def load_metric(task: str | None, regression: bool) -> evaluate.Metric:
     try:
         return evaluate.load(*names)
     except (OSError, ConnectionError, ImportError) as error:
-        logger.info(f"evaluate.load{names} is not available ({type(error).__name__}): the same numbers are computed here.")
+        logger.info(
+            f"evaluate.load{names} is not available ({type(error).__name__}): the same numbers are computed here."
+        )
         return LocalMetric(names[-1])
 
 

@@ -25,12 +25,16 @@ Transform = Callable[[Image.Image], Tensor]
 class ImageArguments:
     """What happens to an image before the model sees it. The defaults are those of ImageNet trainings."""
 
-    min_scale: float = field(default=0.08, metadata={"help": "A training crop covers at least this share of the image."})
+    min_scale: float = field(
+        default=0.08, metadata={"help": "A training crop covers at least this share of the image."}
+    )
     horizontal_flip: float = field(default=0.5, metadata={"help": "Probability that a training image is mirrored."})
     rand_augment: int | None = field(default=None, metadata={"help": "Strength of RandAugment, 0 to 30, 2 operations."})
     crop_ratio: float = field(default=0.875, metadata={"help": "Share of the side that evaluation keeps (224 of 256)."})
     mixup: float = field(default=0.0, metadata={"help": "Mix pairs of images with this alpha (arXiv 1710.09412)."})
-    cutmix: float = field(default=0.0, metadata={"help": "Or patches of them (arXiv 1905.04899), either half the time."})
+    cutmix: float = field(
+        default=0.0, metadata={"help": "Or patches of them (arXiv 1905.04899), either half the time."}
+    )
 
     def __post_init__(self) -> None:
         for name in ("min_scale", "crop_ratio"):
@@ -121,7 +125,7 @@ def _affine(image: Image.Image, *coefficients: float) -> Image.Image:
 
 # Each takes the image and a strength in [-1, 1]; the ranges are torchvision's.
 _OPERATIONS: list[Callable[[Image.Image, float], Image.Image]] = [
-    lambda image, m: image,
+    lambda image, _: image,
     lambda image, m: _affine(image, 1, 0.3 * m, 0, 0, 1, 0),
     lambda image, m: _affine(image, 1, 0, 0, 0.3 * m, 1, 0),
     lambda image, m: _affine(image, 1, 0, 150 / 331 * m * image.width, 0, 1, 0),
@@ -133,8 +137,8 @@ _OPERATIONS: list[Callable[[Image.Image, float], Image.Image]] = [
     lambda image, m: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * m),
     lambda image, m: ImageOps.posterize(image, 8 - round(4 * abs(m))),
     lambda image, m: ImageOps.solarize(image, round(255 * (1 - abs(m)))),
-    lambda image, m: ImageOps.autocontrast(image),
-    lambda image, m: ImageOps.equalize(image),
+    lambda image, _: ImageOps.autocontrast(image),
+    lambda image, _: ImageOps.equalize(image),
 ]
 
 
@@ -156,7 +160,10 @@ class Collator:
         self.classes, self.options, self.smoothing = classes, options, smoothing
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        pixels, labels = torch.stack([row["pixel_values"] for row in rows]), torch.tensor([row["label"] for row in rows])
+        pixels, labels = (
+            torch.stack([row["pixel_values"] for row in rows]),
+            torch.tensor([row["label"] for row in rows]),
+        )
         if not rows[0]["training"]:
             return {"pixel_values": pixels, "labels": labels}
         targets = functional.one_hot(labels, self.classes).float()

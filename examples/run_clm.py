@@ -21,6 +21,19 @@ from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+)
+
 from shared import (
     Parser,
     SparseArguments,
@@ -35,18 +48,6 @@ from shared import (
     start,
     train,
 )
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,9 @@ class ModelArguments:
     model_name_or_path: str | None = field(default=None, metadata={"help": "A model on the Hub, or its folder."})
     model_type: str | None = field(default=None, metadata={"help": "Of a new model: gpt2, llama, ..."})
     config_name: str | None = field(default=None, metadata={"help": "A configuration, on the Hub or in a folder."})
-    config_overrides: str | None = field(default=None, metadata={"help": "Changes to a new model: n_embd=128,n_layer=4"})
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Changes to a new model: n_embd=128,n_layer=4"}
+    )
     tokenizer_name: str | None = field(default=None, metadata={"help": "A tokenizer other than the model's."})
     train_tokenizer: int | None = field(
         default=None, metadata={"help": "Make a byte-level BPE of so many tokens from the training text; at least 257."}
@@ -207,9 +210,7 @@ def train_tokenizer(rows: Dataset, size: int) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
     texts = (batch["text"] for batch in rows.iter(1000))
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END)

@@ -21,6 +21,18 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PretrainedConfig,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+)
+
 from glue_metrics import GLUE_TASKS, load_metric
 from shared import (
     Parser,
@@ -35,17 +47,6 @@ from shared import (
     run,
     start,
     train,
-)
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    EvalPrediction,
-    PretrainedConfig,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
 )
 
 logger = logging.getLogger(__name__)

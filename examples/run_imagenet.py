@@ -20,9 +20,6 @@ from typing import Any
 
 import numpy as np
 from datasets import DatasetDict
-from glue_metrics import load_metric
-from images import Collator, ImageArguments, Transform, cross_entropy, to_mode, transforms
-from shared import Parser, SparseArguments, UserError, choose, explained, finish, load_data, make_trainer, run, start, train
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -32,6 +29,22 @@ from transformers import (
     PreTrainedModel,
     TrainingArguments,
     ViTImageProcessor,
+)
+
+from glue_metrics import load_metric
+from images import Collator, ImageArguments, Transform, cross_entropy, to_mode, transforms
+from shared import (
+    Parser,
+    SparseArguments,
+    UserError,
+    choose,
+    explained,
+    finish,
+    load_data,
+    make_trainer,
+    run,
+    start,
+    train,
 )
 
 logger = logging.getLogger(__name__)
@@ -229,7 +242,9 @@ def load_processor(model_args: ModelArguments, config: PretrainedConfig) -> Any:
             return AutoImageProcessor.from_pretrained(model_args.model_name_or_path, cache_dir=model_args.cache_dir)
     mean, std = ((0.5,), (0.5,)) if config.num_channels == 1 else (IMAGENET_MEAN, IMAGENET_STD)
     size = {"height": config.image_size, "width": config.image_size}
-    return ViTImageProcessor(size=size, image_mean=list(mean), image_std=list(std), do_convert_rgb=config.num_channels == 3)
+    return ViTImageProcessor(
+        size=size, image_mean=list(mean), image_std=list(std), do_convert_rgb=config.num_channels == 3
+    )
 
 
 if __name__ == "__main__":

@@ -143,7 +143,9 @@ def load_data(kind: str, *arguments: Any, **options: Any) -> datasets.DatasetDic
         return datasets.load_dataset(kind, *arguments, **options)
     except kinds as error:
         if "corresponds to no data" in str(error):
-            raise UserError(f"the data is empty: {', '.join(options.get('data_files', {'': kind}).values())}") from error
+            raise UserError(
+                f"the data is empty: {', '.join(options.get('data_files', {'': kind}).values())}"
+            ) from error
         raise UserError(f"the data cannot be loaded: {one_line(error)}") from error
 
 

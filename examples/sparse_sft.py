@@ -15,6 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from datasets import DatasetDict
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from hf_srigl import SRigLTrainerMixin
 from shared import (
     Parser,
     SparseArguments,
@@ -29,10 +33,6 @@ from shared import (
     start,
     train,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import SFTConfig, SFTTrainer
-
-from hf_srigl import SRigLTrainerMixin
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,9 @@ class DataArguments:
 
     dataset_name: str | None = field(default=None, metadata={"help": "On the Hub: trl-lib/Capybara, ..."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "The configuration of that dataset."})
-    train_file: str | None = field(default=None, metadata={"help": "json lines with text, prompt and completion, or messages."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "json lines with text, prompt and completion, or messages."}
+    )
     validation_file: str | None = field(default=None, metadata={"help": "The same for validation."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many validation rows."})

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,20 +18,18 @@ from transformers import (
     pipeline,
 )
 
+import data as example_data
+import glue_metrics
 import hf_srigl
+import run_clm
+import run_glue
+import run_imagenet
+import shared
 from conftest import tiny_bert
 from hf_srigl.surgery import condensed_layers
 
 ROOT = Path(hf_srigl.__file__).parent.parent
 CONFIGS = ROOT / "examples" / "configs"
-sys.path.append(str(ROOT / "examples"))
-
-import data as example_data
-import glue_metrics
-import run_clm
-import run_glue
-import run_imagenet
-import shared
 
 
 @pytest.fixture(autouse=True)
@@ -170,7 +167,7 @@ def test_clm_beats_the_frequencies_of_its_tokens(files, tmp_path):
         options(
             tmp_path, CONFIGS / "shakespeare.yaml", train_file=tmp_path / "train.txt",
             validation_file=tmp_path / "validation.txt", train_tokenizer=300, block_size=64,
-            config_overrides="n_embd=64,n_layer=2,n_head=2,n_positions=64", max_steps=120, max_eval_samples=60,
+            config_overrides="n_embd=64,n_layer=2,n_head=2,n_positions=64,initializer_range=0.1", max_steps=120, sparsity=0.5, max_eval_samples=60,
             max_new_tokens=20, learning_rate=1e-2,
         )
     )  # fmt: skip
@@ -223,7 +220,9 @@ def glue_like(task):
     first, second = glue_metrics.GLUE_TASKS[task]
     classes = {"stsb": None, "mnli": ["entailment", "neutral", "contradiction"]}.get(task, ["no", "yes"])
     columns = {first: Value("string")} | ({second: Value("string")} if second else {})
-    features = Features(columns | {"label": ClassLabel(names=classes) if classes else Value("float32")} | {"idx": Value("int32")})
+    features = Features(
+        columns | {"label": ClassLabel(names=classes) if classes else Value("float32")} | {"idx": Value("int32")}
+    )
 
     def rows(hidden):
         labels = [-1] * 8 if hidden else [i % len(classes) for i in range(8)] if classes else [i / 2 for i in range(8)]
@@ -248,7 +247,9 @@ def test_every_glue_task(task, tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(shared.datasets, "load_dataset", load_dataset)
     steps = ("--do_train", "--do_eval", "--do_predict")
-    run_glue.main(options(tmp_path, *steps, model_name_or_path=tiny, task_name=task.upper(), max_steps=1, max_seq_length=16))
+    run_glue.main(
+        options(tmp_path, *steps, model_name_or_path=tiny, task_name=task.upper(), max_steps=1, max_seq_length=16)
+    )
     assert asked == [("nyu-mll/glue", task)]
     assert f"eval_{METRICS.get(task, 'accuracy')}" in results(tmp_path)
     for name in ("mnli", "mnli-mm") if task == "mnli" else (task,):
@@ -275,7 +276,9 @@ def test_predictions_of_a_trained_model_need_no_training_data(tiny, words, tmp_p
 
 
 def test_fractions_are_a_regression(tiny, tmp_path):
-    (tmp_path / "rows.json").write_text("".join(json.dumps({"text": f"a story {i}", "label": i / 4}) + "\n" for i in range(8)))
+    (tmp_path / "rows.json").write_text(
+        "".join(json.dumps({"text": f"a story {i}", "label": i / 4}) + "\n" for i in range(8))
+    )
     arguments = {"train_file": tmp_path / "rows.json", "validation_file": tmp_path / "rows.json", "max_steps": 2}
     run_glue.main(options(tmp_path, "--do_train", "--do_eval", "--do_predict", model_name_or_path=tiny, test_file=tmp_path / "rows.json", **arguments))  # fmt: skip  # noqa: E501
     assert results(tmp_path)["eval_mse"] == pytest.approx(results(tmp_path)["eval_loss"], rel=1e-4)
@@ -291,7 +294,9 @@ def test_training_resumes_from_the_last_checkpoint(tiny, words, tmp_path):
     (parts / "model.safetensors").unlink()
     run_glue.main(options(tmp_path, "--do_train", **arguments | {"output_dir": parts}))
     assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    steps = [row["step"] for row in json.loads((parts / "trainer_state.json").read_text())["log_history"] if "loss" in row]
+    steps = [
+        row["step"] for row in json.loads((parts / "trainer_state.json").read_text())["log_history"] if "loss" in row
+    ]
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
@@ -301,7 +306,14 @@ def test_push_to_hub_with_what_the_card_needs(tiny, words, tmp_path, monkeypatch
     monkeypatch.setattr(Trainer, "push_to_hub", lambda self, **card: pushed.append(card))
     monkeypatch.setattr(Trainer, "_push_from_checkpoint", lambda self, folder: None)
     run_glue.main(
-        options(tmp_path, "--do_train", "--push_to_hub", model_name_or_path=tiny, train_file=words / "train.csv", max_steps=1)
+        options(
+            tmp_path,
+            "--do_train",
+            "--push_to_hub",
+            model_name_or_path=tiny,
+            train_file=words / "train.csv",
+            max_steps=1,
+        )
     )
     assert {"finetuned_from": str(tiny), "tasks": "text-classification"} in pushed
 
@@ -309,7 +321,9 @@ def test_push_to_hub_with_what_the_card_needs(tiny, words, tmp_path, monkeypatch
 def test_a_condensed_model_trains_on_with_its_own_sparsity(tiny, words, tmp_path):
     train = {"train_file": words / "train.csv", "max_steps": 1}
     run_glue.main(options(tmp_path, "--do_train", model_name_or_path=tiny, sparsity=0.75, **train))
-    run_glue.main(options(tmp_path, "--do_train", model_name_or_path=tmp_path / "out", output_dir=tmp_path / "more", **train))
+    run_glue.main(
+        options(tmp_path, "--do_train", model_name_or_path=tmp_path / "out", output_dir=tmp_path / "more", **train)
+    )
     again = json.loads((tmp_path / "more" / "all_results.json").read_text())
     assert again["train_target_sparsity"] == results(tmp_path)["train_target_sparsity"] == pytest.approx(0.75, abs=0.02)
 
@@ -331,6 +345,8 @@ def test_evaluating_a_dense_model_leaves_it_dense(tiny, words, tmp_path, monkeyp
     run_glue.main(options(tmp_path, "--do_train", "--dense", model_name_or_path=tiny, **train))
     made = []
     monkeypatch.setattr(run_glue, "make_trainer", lambda *a, **k: made.append(shared.make_trainer(*a, **k)) or made[0])
-    run_glue.main(options(tmp_path, "--do_eval", model_name_or_path=tmp_path / "out", validation_file=words / "test.csv"))
+    run_glue.main(
+        options(tmp_path, "--do_eval", model_name_or_path=tmp_path / "out", validation_file=words / "test.csv")
+    )
     assert type(made[0]) is Trainer
     assert not condensed_layers(made[0].model)

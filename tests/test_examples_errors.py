@@ -8,18 +8,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import hf_srigl
-from hf_srigl import SRigLConfig, sparsify
-
-EXAMPLES = Path(hf_srigl.__file__).parent.parent / "examples"
-sys.path.append(str(EXAMPLES))
-
 import data as example_data
+import hf_srigl
 import run_clm
 import run_glue
 import run_imagenet
 import shared
 from conftest import tiny_bert
+from hf_srigl import SRigLConfig, sparsify
+
+EXAMPLES = Path(hf_srigl.__file__).parent.parent / "examples"
 
 ROWS = "sentence,label\na great story,good\na dull film,bad\n"
 
@@ -28,7 +26,12 @@ ROWS = "sentence,label\na great story,good\na dull film,bad\n"
 def says(tmp_path, monkeypatch, capsys):
     """Runs a script in a folder with some files; gives what it says after checking that it is one line and code 2."""
     good = {"train.csv": ROWS, "other.csv": "sentence,class\nx,y\n", "header.csv": "sentence,label\n", "empty.csv": ""}
-    good |= {"strange.csv": "sentence,label\nso so,medium\n", "list.json": "[1, 2]", "broken.json": "{", "rows.parquet": "x"}
+    good |= {
+        "strange.csv": "sentence,label\nso so,medium\n",
+        "list.json": "[1, 2]",
+        "broken.json": "{",
+        "rows.parquet": "x",
+    }
     good |= {"text.txt": "To be\n", "column.csv": "words\nTo be\n", "typo.json": json.dumps({"sparsty": 0.5})}
     for name, text in good.items():
         (tmp_path / name).write_text(text)
@@ -64,10 +67,12 @@ GLUE = "--model_name_or_path no/model --do_train --report_to none --cache_dir ca
         ("--train_file empty.csv", "--train_file is empty: empty.csv"),
         ("--train_file header.csv", "the data is empty: header.csv"),
         ("--train_file rows.parquet", "--train_file must end with .csv or .json or .jsonl, got rows.parquet"),
-        ("--train_file train.csv --validation_file list.json", "the data files must all be csv or all be json, got .csv, .json"),
+        ("--train_file train.csv --validation_file list.json", "the data files must all be csv or all be "
+         "json, got .csv, .json"),
         ("--train_file other.csv", "the training data has no column 'label', only: sentence, class"),
         ("", "no data: give --task_name, --dataset_name, or --train_file and --validation_file"),
-        ("--task_name cora", "unknown task 'cora', --task_name must be one of cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli"),
+        ("--task_name cora", "unknown task 'cora', --task_name must be one of "
+         "cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli"),
         ("--train_file train.csv --sparsity 1.5", "sparsity must be a number in [0, 1), got 1.5"),
         ("--train_file train.csv --sparsity high", "argument --sparsity: invalid float value: 'high'"),
         ("--train_file train.csv --sparsty 0.5", "unknown option '--sparsty', did you mean 'sparsity'?"),
@@ -87,7 +92,10 @@ def test_a_model_that_does_not_exist(says):
 def test_nothing_to_do(says):
     expected = "nothing to do: give --do_train, --do_eval or --do_predict"
     assert says(run_glue, "--model_name_or_path m --train_file train.csv") == expected
-    assert says(run_glue, "--train_file train.csv") == "the following arguments are required: --model_name_or_path/--model-name-or-path"
+    assert (
+        says(run_glue, "--train_file train.csv")
+        == "the following arguments are required: --model_name_or_path/--model-name-or-path"
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +145,8 @@ def test_what_cannot_train_a_condensed_model(says, model):
          "image in full"),
         ("--train_dir full", "--train_dir must hold a folder of images for each class, found no image in full"),
         ("--validation_dir images", "--do_train needs training images, but there is only: validation"),
-        ("--train_dir images --label_column_name kind", "the data has no column 'kind' (--label_column_name), only: image, label"),
+        ("--train_dir images --label_column_name kind", "the data has no column 'kind' (--label_column_name), "
+         "only: image, label"),
         ("--train_dir images --crop_ratio 2", "crop_ratio must be in (0, 1], got 2.0"),
         ("--train_dir images --output_dir full", "the output directory full is not empty and holds no checkpoint to resume "
          "from: remove it or choose another --output_dir"),
@@ -148,7 +157,9 @@ def test_imagenet(says, command, sentence):
 
 
 def test_imagenet_wants_to_know_the_model(says):
-    assert says(run_imagenet, "--train_dir images --do_train").startswith("give model_name_or_path for a trained model, or")
+    assert says(run_imagenet, "--train_dir images --do_train").startswith(
+        "give model_name_or_path for a trained model, or"
+    )
     command = "--train_dir images --do_train --cache_dir cache --model_type vit --config_overrides sides=3"
     assert says(run_imagenet, command).startswith("the model cannot be made: ")
 
@@ -159,8 +170,10 @@ def test_imagenet_wants_to_know_the_model(says):
         ("--train_file gone.txt --train_tokenizer 300", "--train_file does not exist: gone.txt"),
         ("--train_file column.csv --train_tokenizer 300", "the train data has no column 'text', only: words"),
         ("--train_file text.txt", "a new model needs a tokenizer: give tokenizer_name or train_tokenizer"),
-        ("--train_file text.txt --train_tokenizer 9", "train_tokenizer must be at least 257 (256 bytes and <|endoftext|>), got 9"),
-        ("--train_file text.txt --train_tokenizer 300 --config_overrides n_embd=32,n_layer=1,n_head=2", "the training data is empty"),
+        ("--train_file text.txt --train_tokenizer 9", "train_tokenizer must be at least 257 (256 bytes and "
+         "<|endoftext|>), got 9"),
+        ("--train_file text.txt --train_tokenizer 300 --config_overrides n_embd=32,n_layer=1,n_head=2",
+         "the training data is empty"),
         ("--train_tokenizer 300", "no text: give --dataset_name, or --train_file and --validation_file"),
         ("--train_tokenizer 300 --validation_file text.txt", "--do_train needs train text, but there is only: validation"),
     ],
@@ -174,7 +187,10 @@ def test_clm(says, command, sentence):
     ("command", "sentence"),
     [
         ("--train_file gone.jsonl", "--train_file does not exist: gone.jsonl"),
-        ("--train_file typo.json", "the train data needs text, prompt and completion, or messages; it has only: sparsty"),
+        (
+            "--train_file typo.json",
+            "the train data needs text, prompt and completion, or messages; it has only: sparsty",
+        ),
         ("", "no data: give --dataset_name, or --train_file"),
     ],
 )
@@ -191,7 +207,15 @@ def test_data(says, monkeypatch):
 
 
 def test_the_exit_code_of_a_real_process(tmp_path):
-    command = [sys.executable, str(EXAMPLES / "run_glue.py"), "--model_name_or_path", "m", "--do_train", "--sparsity", "1.5"]
+    command = [
+        sys.executable,
+        str(EXAMPLES / "run_glue.py"),
+        "--model_name_or_path",
+        "m",
+        "--do_train",
+        "--sparsity",
+        "1.5",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "run_glue.py: error: sparsity must be a number in [0, 1), got 1.5"
