@@ -16,7 +16,7 @@ from hf_srigl.hub import SRigLQuantizationConfig
 
 ROOT = Path(hf_srigl.__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(text, language):
@@ -67,7 +67,7 @@ def test_links_and_file_names_lead_somewhere(page):
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
     for link in links:
         assert (page.parent / link).exists(), link
-    for name in re.findall(r"`((?:hf_srigl|tests|docs|benchmarks)/[\w/.]+)`", text):
+    for name in re.findall(r"`((?:hf_srigl|tests|docs|benchmarks|examples)/[\w/.]+)`", text):
         assert (ROOT / name).exists(), name
 
 

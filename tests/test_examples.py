@@ -105,40 +105,30 @@ def updates(folder):
 # --- each script on real data ----------------------------------------------------------------------------------------
 
 
-def test_glue_learns_the_kinds_of_questions(files, tmp_path):
+@pytest.mark.parametrize("flags", [(), ("--dense",)], ids=["sparse", "dense"])
+def test_glue_learns_the_kinds_of_questions(flags, files, tmp_path):
     trec, model = files("trec"), files("minilm")
     run_glue.main(
         options(
-            tmp_path, CONFIGS / "glue.yaml", model_name_or_path=model, train_file=trec / "train.csv",
-            validation_file=trec / "validation.csv", sparsity=0.5, max_steps=30, per_device_train_batch_size=16,
-            max_seq_length=16, max_train_samples=480, max_eval_samples=150, per_device_eval_batch_size=50, learning_rate=5e-4,
+            tmp_path, CONFIGS / "glue.yaml", *flags, model_name_or_path=model, train_file=trec / "train.csv",
+            validation_file=trec / "validation.csv", sparsity=0.5, max_steps=20, update_every=4, per_device_train_batch_size=16,
+            max_seq_length=16, max_train_samples=320, max_eval_samples=150, per_device_eval_batch_size=50, learning_rate=5e-4,
         )
     )  # fmt: skip
     lines = (trec / "validation.csv").read_text().splitlines()[1:151]
     commonest = Counter(line.rsplit(",", 1)[1] for line in lines).most_common(1)[0][1] / 150
     assert results(tmp_path)["eval_accuracy"] > commonest + 0.15
-    assert results(tmp_path)["train_target_sparsity"] == pytest.approx(0.5, abs=0.01)
-    assert len(updates(tmp_path)) > 5
-    assert min(updates(tmp_path)[:5]) > 0
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
-    assert len(condensed_layers(loaded)) == 37
     assert set(loaded.config.label2id) == set(example_data.KINDS.values())
-
-
-def test_glue_dense_with_one_flag(files, tmp_path):
-    movies, model = files("movies"), files("minilm")
-    run_glue.main(
-        options(
-            tmp_path, CONFIGS / "glue.yaml", "--dense", model_name_or_path=model, train_file=movies / "train.csv",
-            validation_file=movies / "validation.csv", max_steps=16, per_device_train_batch_size=16, max_seq_length=24,
-            max_train_samples=256, max_eval_samples=200, per_device_eval_batch_size=50, learning_rate=1e-4,
-        )
-    )  # fmt: skip
-    assert results(tmp_path)["eval_accuracy"] > 0.6
-    assert results(tmp_path)["train_target_sparsity"] == 0
-    assert updates(tmp_path) == []
-    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
-    assert not condensed_layers(loaded)
+    if flags:
+        assert results(tmp_path)["train_target_sparsity"] == 0
+        assert updates(tmp_path) == []
+        assert not condensed_layers(loaded)
+    else:
+        assert results(tmp_path)["train_target_sparsity"] == pytest.approx(0.5, abs=0.01)
+        assert len(updates(tmp_path)) == 3
+        assert min(updates(tmp_path)) > 0
+        assert len(condensed_layers(loaded)) == 37
 
 
 def test_imagenet_learns_digits_from_a_folder(files, tmp_path):
@@ -149,7 +139,7 @@ def test_imagenet_learns_digits_from_a_folder(files, tmp_path):
             max_steps=75, max_eval_samples=300,
         )
     )  # fmt: skip
-    assert results(tmp_path)["eval_accuracy"] > 0.4  # chance is 0.1
+    assert results(tmp_path)["eval_accuracy"] > 0.3  # chance is 0.1
     assert results(tmp_path)["train_target_sparsity"] == pytest.approx(0.9, abs=0.01)
     assert len(updates(tmp_path)) > 10
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
@@ -167,8 +157,8 @@ def test_clm_beats_the_frequencies_of_its_tokens(files, tmp_path):
         options(
             tmp_path, CONFIGS / "shakespeare.yaml", train_file=tmp_path / "train.txt",
             validation_file=tmp_path / "validation.txt", train_tokenizer=300, block_size=64,
-            config_overrides="n_embd=64,n_layer=2,n_head=2,n_positions=64,initializer_range=0.1", max_steps=120, sparsity=0.5, max_eval_samples=60,
-            max_new_tokens=20, learning_rate=1e-2,
+            config_overrides="n_embd=64,n_layer=2,n_head=2,n_positions=64,initializer_range=0.1", max_steps=120,
+            max_eval_samples=60, sparsity=0.5, max_new_tokens=20, learning_rate=1e-2,
         )
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")

@@ -1,5 +1,7 @@
 """The parts of the examples: metrics against scikit-learn and scipy, images of every mode, augmentation, settings files."""
 
+import csv
+import doctest
 import importlib.util
 import random
 import re
@@ -73,6 +75,10 @@ def test_metrics_by_hand():
     assert compute("cola", [1, 1], [1, 0]) == {"matthews_correlation": 0.0}  # as scikit-learn has it
     assert compute("mrpc", [0, 0], [0, 0]) == {"accuracy": 1.0, "f1": 0.0}
     assert compute("stsb", [1.0, 2.0, 9.0], [1.0, 2.0, 3.0])["spearmanr"] == pytest.approx(1)
+
+
+def test_the_example_in_the_docstring():
+    assert doctest.testmod(glue_metrics).failed == 0 < doctest.testmod(glue_metrics).attempted
 
 
 def test_the_metric_of_the_hub_is_used_where_there_is_one(monkeypatch):
@@ -249,6 +255,24 @@ def test_labels_and_columns():
     assert run_glue.names_of_labels(data, None) == ["9", "10"]
     assert run_glue.order_of_labels({"B": 0, "a": 1}, ["a", "b"]) == {"a": 1, "b": 0}
     assert run_glue.order_of_labels({"LABEL_0": 0, "LABEL_1": 1}, ["a", "b"]) == {"a": 0, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "held", "classes"),
+    [("trec", 4381, 1000, set(example_data.KINDS.values())), ("movies", 8605, 2000, {"positive", "negative"})],
+)
+def test_what_the_data_script_writes(name, train, held, classes, tmp_path):
+    try:
+        example_data.SETS[name](tmp_path)
+    except shared.UserError as error:
+        pytest.skip(str(error))
+    parts = [
+        list(csv.DictReader((tmp_path / f"{part}.csv").read_text().splitlines())) for part in ("train", "validation")
+    ]
+    assert [len(part) for part in parts] == [train, held]
+    assert {row["label"] for part in parts for row in part} == classes
+    if name == "trec":
+        assert not {row["sentence"] for row in parts[0]} & {row["sentence"] for row in parts[1]}
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
