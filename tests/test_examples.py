@@ -118,6 +118,7 @@ def test_glue_learns_the_kinds_of_questions(flags, files, tmp_path):
     lines = (trec / "validation.csv").read_text().splitlines()[1:151]
     commonest = Counter(line.rsplit(",", 1)[1] for line in lines).most_common(1)[0][1] / 150
     assert results(tmp_path)["eval_accuracy"] > commonest + 0.15
+    assert (results(tmp_path)["train_samples"], results(tmp_path)["eval_samples"]) == (320, 150)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert set(loaded.config.label2id) == set(example_data.KINDS.values())
     if flags:
