@@ -24,6 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_srigl import SparseTrainer, SRigLConfig, sparsity_report
 from hf_srigl.surgery import condensed_layers, config_of
+from hf_srigl.trainer import _FIXED
 
 logger = logging.getLogger(__name__)
 
@@ -225,8 +226,7 @@ def srigl_config(sparse: SparseArguments, model: nn.Module, args: TrainingArgume
         if sparse.dense:
             raise UserError("the model is condensed already: leave out --dense, or densify it first")
         carried = config_of(model)
-        fixed = ("sparsity", "distribution", "target_modules", "exclude_modules", "init")
-        return dataclasses.replace(config, **{name: getattr(carried, name) for name in fixed})
+        return dataclasses.replace(config, **{name: getattr(carried, name) for name in _FIXED})
     return config if args.do_train and not sparse.dense else None
 
 
