@@ -23,7 +23,7 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_srigl import SparseTrainer, SRigLConfig, sparsity_report
-from hf_srigl.surgery import condensed_layers, config_of
+from hf_srigl.attachment import condensed_layers, config_of
 from hf_srigl.trainer import _FIXED
 
 logger = logging.getLogger(__name__)

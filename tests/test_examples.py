@@ -26,7 +26,7 @@ import run_glue
 import run_imagenet
 import shared
 from conftest import tiny_bert
-from hf_srigl.surgery import condensed_layers
+from hf_srigl.attachment import condensed_layers
 
 ROOT = Path(hf_srigl.__file__).parent.parent
 CONFIGS = ROOT / "examples" / "configs"

@@ -29,7 +29,7 @@ import run_glue
 import run_imagenet
 import shared
 from hf_srigl import SRigLConfig, sparsify
-from hf_srigl.surgery import condensed_layers
+from hf_srigl.attachment import condensed_layers
 
 ROOT = Path(hf_srigl.__file__).parent.parent
 EXAMPLES = ROOT / "examples"
