@@ -117,6 +117,12 @@ class SRigLCallback(TrainerCallback):
         if self.srigl is not None and args.should_save and not args.save_only_model and os.path.isdir(folder):
             save_state(self.srigl, os.path.join(folder, STATE_FILE))
 
+    def on_push_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # A checkpoint is uploaded before on_save comes, and must be whole by then.
+        self.on_save(args, state, control)
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

@@ -7,24 +7,26 @@ one named "srigl". `docs/format.md` describes the files.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from types import MethodType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from hf_srigl.card import write_card
 from hf_srigl.config import SRigLConfig
 from hf_srigl.linear import CondensedLinear
-from hf_srigl.report import sparsity_report
 from hf_srigl.surgery import FORMAT_VERSION, attach, condensed_layers, densify, insert_empty, sparsify
+
+logger = logging.get_logger(__name__)
 
 _TENSORS = ("weight", "indices", "active")
 
@@ -230,52 +232,21 @@ def _upload_modified_files(
     card = os.path.join(working_dir, "README.md")
     if os.path.isfile(card):
         write_card(self, card, repo_id)
-    return type(self)._upload_modified_files(self, working_dir, repo_id, *args, **kwargs)
+    with explained_failure(repo_id, "push_to_hub again"):
+        return type(self)._upload_modified_files(self, working_dir, repo_id, *args, **kwargs)
 
 
-CARD_START, CARD_END = "<!-- hf_srigl -->", "<!-- /hf_srigl -->"
+@contextmanager
+def explained_failure(repo_id: str | None, way_out: str) -> Iterator[None]:
+    """Log what a failed upload leaves behind, and let the error pass.
 
-
-def card_section(model: nn.Module, repo_id: str = "PATH_OR_REPO") -> str:
-    """The part of a model card that says how to load a condensed model and how sparse it is, as Markdown.
-
-    Example:
-        >>> from hf_srigl import SRigLConfig, sparsify
-        >>> "import hf_srigl" in card_section(sparsify(nn.Sequential(nn.Linear(40, 10)), SRigLConfig()))
-        True
+    The Hub takes one commit for all files: it fails as a whole, and large files that were sent already are not sent twice.
     """
-    architecture = type(model).__name__
-    return f"""{CARD_START}
-## Sparse model
-
-This model is stored and runs in condensed form (SRigL, constant fan-in). Loading it needs the `hf_srigl` package,
-imported once (`pip install hf_srigl`):
-
-```python
-import hf_srigl
-from transformers import {architecture}; model = {architecture}.from_pretrained("{repo_id}")
-```
-
-`hf_srigl.densify(model)` turns it into a plain dense model with zeros.
-
-```
-{sparsity_report(model)}
-```
-{CARD_END}
-"""
-
-
-def add_card_section(card: str, model: nn.Module, repo_id: str = "PATH_OR_REPO") -> str:
-    """A model card's text with `card_section` appended, or replaced if it is there already."""
-    section = card_section(model, repo_id)
-    if CARD_START in card:
-        return re.sub(f"{CARD_START}.*?{CARD_END}\n?", lambda _: section, card, flags=re.DOTALL)
-    return card.rstrip() + "\n\n" + section
-
-
-def write_card(model: nn.Module, path: str | PathLike[str], repo_id: str = "PATH_OR_REPO") -> None:
-    """Add `card_section` to the model card file at `path`."""
-    with open(path, encoding="utf-8") as file:
-        card = file.read()
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(add_card_section(card, model, repo_id))
+    try:
+        yield
+    except Exception as error:
+        logger.error(
+            f"Uploading to {repo_id} failed ({type(error).__name__}): no commit was made, so the repository is as it was; the "
+            f"model and the files here are intact: {way_out}, which sends only what is missing."
+        )
+        raise

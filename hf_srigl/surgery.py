@@ -274,7 +274,7 @@ def hide_topology_from_ddp(model: nn.Module) -> None:
 
 def _detach(model: nn.Module) -> None:
     for module in model.modules():
-        for attribute in ("srigl_config", "_ddp_params_and_buffers_to_ignore", "_upload_modified_files"):
+        for attribute in ("srigl_config", "srigl_speed", "_ddp_params_and_buffers_to_ignore", "_upload_modified_files"):
             module.__dict__.pop(attribute, None)
         if not isinstance(module, PreTrainedModel):
             continue
