@@ -6,6 +6,7 @@ one named "srigl". `docs/format.md` describes the files.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import PrefixChange
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils import logging
@@ -37,13 +39,20 @@ class SRigLQuantizationConfig(QuantizationConfigMixin):
 
     Attributes:
         srigl: the `SRigLConfig`. layers: layer name -> budget B. format_version: 1.
+        part: in the configuration of a part (CLIP's ``vision_config``), the name of its module in the whole model.
 
     Raises:
         ValueError: a newer format version, unknown or bad fields, or budgets that are not positive whole numbers.
     """
 
     def __init__(
-        self, *, layers: Mapping[str, int], format_version: int, quant_method: str = "srigl", **srigl: Any
+        self,
+        *,
+        layers: Mapping[str, int],
+        format_version: int,
+        quant_method: str = "srigl",
+        part: str = "",
+        **srigl: Any,
     ) -> None:
         if format_version != FORMAT_VERSION:
             raise ValueError(
@@ -60,6 +69,7 @@ class SRigLQuantizationConfig(QuantizationConfigMixin):
         self.quant_method = quant_method
         self.format_version = format_version
         self.layers = dict(layers)
+        self.part = part
         self.srigl = SRigLConfig.from_dict(srigl)
 
     @classmethod
@@ -80,7 +90,8 @@ class SRigLQuantizationConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         head = {"quant_method": "srigl", "format_version": self.format_version, "layers": dict(self.layers)}
-        return {**head, **self.srigl.to_dict()}
+        part = {"part": self.part} if self.part else {}
+        return {**head, **part, **self.srigl.to_dict()}
 
 
 @register_quantizer("srigl")
@@ -116,7 +127,10 @@ class SRigLQuantizer(HfQuantizer):
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
         # Condensed checkpoints carry the module's own names; conversions are for dense matrices under older names.
-        return [] if self.pre_quantized else weight_conversions
+        # What takes the name of a part off, for loading the part alone, only concerns names.
+        if not self.pre_quantized:
+            return weight_conversions
+        return [change for change in weight_conversions if isinstance(change, PrefixChange) and change.prefix_to_remove]
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
@@ -143,7 +157,7 @@ class SRigLQuantizer(HfQuantizer):
         check_files(
             files,
             {stored: layer for stored, layer in layers.items() if isinstance(layer, CondensedLinear)},
-            model.base_model_prefix,
+            config.part or model.base_model_prefix,
         )
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -250,3 +264,34 @@ def explained_failure(repo_id: str | None, way_out: str) -> Iterator[None]:
             f"model and the files here are intact: {way_out}, which sends only what is missing."
         )
         raise
+
+
+def is_condensed_config(config: PreTrainedConfig) -> bool:
+    """Whether a model's configuration says that its checkpoint is condensed."""
+    found = getattr(config, "quantization_config", None)
+    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    return method == "srigl"
+
+
+def _refuse_dense_twins() -> None:
+    """Let no model be built, dense and with random weights, from the configuration of a condensed one.
+
+    `AutoModel.from_config` and constructors know nothing of quantizers. transformers has no hook there, so the constructor
+    that all models share is wrapped, once. On the meta device, where `from_pretrained` builds models, nothing is refused.
+    """
+    original = PreTrainedModel.__init__
+
+    @functools.wraps(original)
+    def checked(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        if is_condensed_config(config) and torch.get_default_device().type != "meta":
+            raise ValueError(
+                f"{type(self).__name__}: this configuration is of a condensed model, from which only from_pretrained can "
+                "build one; for a new model with the same sizes: del config.quantization_config, build it, and "
+                "sparsify(model, SRigLConfig(init='random', ...))"
+            )
+        original(self, config, *args, **kwargs)
+
+    PreTrainedModel.__init__ = checked
+
+
+_refuse_dense_twins()

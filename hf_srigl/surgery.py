@@ -204,7 +204,8 @@ def is_on_ramp(model: nn.Module) -> bool:
 def refresh_budgets(model: nn.Module) -> None:
     """Let the configuration that will be saved know the layers' budgets after a change."""
     for part in _outermost_pretrained(model):
-        part.config.quantization_config.layers = _budgets(part)
+        for module in (part, *_parts(part).values()):
+            module.config.quantization_config.layers = _budgets(module)
 
 
 def _budgets(model: nn.Module) -> dict[str, int]:
@@ -212,10 +213,9 @@ def _budgets(model: nn.Module) -> dict[str, int]:
 
 
 def _attach_format(model: PreTrainedModel, config: SRigLConfig) -> None:
-    quantizer = AutoHfQuantizer.from_config(
-        {"quant_method": "srigl", "format_version": FORMAT_VERSION, "layers": _budgets(model), **config.to_dict()},
-        pre_quantized=True,
-    )
+    quantizer = _quantizer(model, config)
+    for name, part in _parts(model).items():
+        part.config.quantization_config = _quantizer(part, config, part=name).quantization_config
     model.hf_quantizer = quantizer
     model.config.quantization_config = quantizer.quantization_config
     model.is_quantized = True
@@ -227,6 +227,21 @@ def _attach_format(model: PreTrainedModel, config: SRigLConfig) -> None:
             module._weight_conversions = []
     model.add_model_tags(["srigl", "sparse"])
     quantizer.write_cards_of(model)
+
+
+def _quantizer(model: nn.Module, config: SRigLConfig, **part: str) -> Any:
+    head = {"quant_method": "srigl", "format_version": FORMAT_VERSION, "layers": _budgets(model)}
+    return AutoHfQuantizer.from_config({**head, **part, **config.to_dict()}, pre_quantized=True)
+
+
+def _parts(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+    """Condensed models directly inside `model` with a configuration inside its own: CLIP's towers, which load by themselves."""
+    inner = [getattr(model.config, key, None) for key in type(model.config).sub_configs]
+    return {
+        name: child
+        for name, child in model.named_children()
+        if isinstance(child, PreTrainedModel) and condensed_layers(child) and any(child.config is c for c in inner)
+    }
 
 
 def _outermost_pretrained(model: nn.Module) -> list[PreTrainedModel]:
