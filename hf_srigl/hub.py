@@ -285,9 +285,9 @@ def _refuse_dense_twins() -> None:
     def checked(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         if is_condensed_config(config) and torch.get_default_device().type != "meta":
             raise ValueError(
-                f"{type(self).__name__}: this configuration is of a condensed model, from which only from_pretrained can "
-                "build one; for a new model with the same sizes: del config.quantization_config, build it, and "
-                "sparsify(model, SRigLConfig(init='random', ...))"
+                f"{type(self).__name__}: this {type(config).__name__} is of a condensed model, from which only "
+                "from_pretrained can build one; for a new model of the same sizes: del config.quantization_config, build it, "
+                "and sparsify(model, SRigLConfig(init='random', ...))"
             )
         original(self, config, *args, **kwargs)
 

@@ -291,7 +291,7 @@ def test_damage_is_found_when_a_part_of_clip_is_loaded(saved, tmp_path):
     tensors["vision_model.encoder.layers.0.mlp.fc1.indices"][0] = 30000
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     hf.CLIPTextModel.from_pretrained(folder)  # reads the other half
-    with pytest.raises(ValueError, match=r"encoder\.layers\.0\.mlp\.fc1: indices"):
+    with pytest.raises(ValueError, match=r"encoder\.layers\.0\.mlp\.fc1: .*found 30000"):
         hf.CLIPVisionModel.from_pretrained(folder)
 
 
@@ -612,7 +612,9 @@ def test_trainer_checkpoints_load_and_resume(name, tmp_path):
 
 def plain(config):
     values = config.to_dict()
-    values.pop("quantization_config", None)
+    for part in (values, *values.values()):  # CLIP's parts have their own
+        if isinstance(part, dict):
+            part.pop("quantization_config", None)
     return values
 
 
