@@ -64,7 +64,9 @@ Loading it needs the `hf_srigl` package, imported once (`pip install hf_srigl`):
 
 ```python
 import hf_srigl
-from transformers import {architecture}; model = {architecture}.from_pretrained("{repo_id}")
+from transformers import {architecture}
+
+model = {architecture}.from_pretrained("{repo_id}")
 ```
 
 `hf_srigl.densify(model)` turns it into a plain dense model with zeros.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer
@@ -181,7 +181,12 @@ class SRigLTrainerMixin(_TrainerMethods):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         self._tell_failed_uploads()
         if self.args.hub_strategy != HubStrategy.END:  # the first upload must say already how to load the model
-            self.create_model_card(tags=list(getattr(self.model, "model_tags", None) or []))
+            try:
+                self.create_model_card(tags=list(getattr(self.model, "model_tags", None) or []))
+            except HfHubHTTPError as error:  # no reason to stop training
+                logger.warning(
+                    f"The model card was not renewed: {self.hub_model_id} could not be asked for it ({error})."
+                )
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _finish_current_push(self) -> None:

@@ -208,24 +208,27 @@ def test_training_goes_on_from_a_checkpoint_on_the_hub(no_picture, hub, tmp_path
 
 
 class Refuse(TrainerCallback):
-    """From step 4 on the Hub refuses everything that changes it."""
+    """From step 4 on the Hub refuses what it is told to."""
 
-    def __init__(self, hub):
-        self.hub = hub
+    def __init__(self, hub, requests):
+        self.hub, self.requests = hub, requests
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 3:
-            self.hub.fail = ["/commit/"]
+            self.hub.fail = self.requests
 
 
-def test_an_upload_that_fails_during_training_does_not_stop_it(no_picture, hub, tmp_path, caplog):
+@pytest.mark.parametrize(("requests", "status"), [("/commit/", 403), ("/", 401)], ids=["the commit", "everything"])
+def test_an_upload_that_fails_during_training_does_not_stop_it(requests, status, no_picture, hub, tmp_path, caplog):
+    hub.status = status
     arguments = {"save_strategy": "steps", "save_steps": 2, "push_to_hub": True, "hub_always_push": True}
     trainer = sparse_trainer(tmp_path / "run", **arguments)
-    trainer.add_callback(Refuse(hub))
+    trainer.add_callback(Refuse(hub, [requests]))
     with caplog.at_level("WARNING"):
         trainer.train()
     assert "An upload to somebody/run during training failed" in caplog.text
-    assert "403" in caplog.text
+    assert str(status) in caplog.text
+    assert ("The model card was not renewed" in caplog.text) == (requests == "/")
     assert trainer.state.global_step == 6
     assert (tmp_path / "run" / "checkpoint-6" / "model.safetensors").is_file()
 
