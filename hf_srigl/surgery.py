@@ -21,7 +21,7 @@ from hf_srigl.config import SRigLConfig
 from hf_srigl.distribution import fan_in_per_layer
 from hf_srigl.linear import CondensedLinear
 from hf_srigl.ramp import final_budgets
-from hf_srigl.targets import find_targets
+from hf_srigl.targets import condensed_parts, find_targets
 from hf_srigl.unstructured import UnstructuredLinear
 
 logger = logging.get_logger(__name__)
@@ -204,7 +204,7 @@ def is_on_ramp(model: nn.Module) -> bool:
 def refresh_budgets(model: nn.Module) -> None:
     """Let the configuration that will be saved know the layers' budgets after a change."""
     for part in _outermost_pretrained(model):
-        for module in (part, *_parts(part).values()):
+        for module in (part, *condensed_parts(part).values()):
             module.config.quantization_config.layers = _budgets(module)
 
 
@@ -214,7 +214,7 @@ def _budgets(model: nn.Module) -> dict[str, int]:
 
 def _attach_format(model: PreTrainedModel, config: SRigLConfig) -> None:
     quantizer = _quantizer(model, config)
-    for name, part in _parts(model).items():
+    for name, part in condensed_parts(model).items():
         part.config.quantization_config = _quantizer(part, config, part=name).quantization_config
     model.hf_quantizer = quantizer
     model.config.quantization_config = quantizer.quantization_config
@@ -232,16 +232,6 @@ def _attach_format(model: PreTrainedModel, config: SRigLConfig) -> None:
 def _quantizer(model: nn.Module, config: SRigLConfig, **part: str) -> Any:
     head = {"quant_method": "srigl", "format_version": FORMAT_VERSION, "layers": _budgets(model)}
     return AutoHfQuantizer.from_config({**head, **part, **config.to_dict()}, pre_quantized=True)
-
-
-def _parts(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
-    """Condensed models directly inside `model` with a configuration inside its own: CLIP's towers, which load by themselves."""
-    inner = [getattr(model.config, key, None) for key in type(model.config).sub_configs]
-    return {
-        name: child
-        for name, child in model.named_children()
-        if isinstance(child, PreTrainedModel) and condensed_layers(child) and any(child.config is c for c in inner)
-    }
 
 
 def _outermost_pretrained(model: nn.Module) -> list[PreTrainedModel]:
