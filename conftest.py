@@ -1,5 +1,6 @@
 """Shared by the tests and by the examples in docstrings: small models and data, one thread, no network."""
 
+import importlib.util
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,6 +13,9 @@ from transformers import BertConfig, BertForSequenceClassification, PrinterCallb
 
 import hf_srigl
 from hf_srigl.history import leave_pictures
+
+# triton is optional; what imports it can only be looked through for examples where it is installed
+collect_ignore = [] if importlib.util.find_spec("triton") else ["hf_srigl/ops/triton.py", "tests/compile_triton.py"]
 
 
 def pytest_collection_modifyitems(config, items):

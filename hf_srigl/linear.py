@@ -146,9 +146,9 @@ class CondensedLinear(nn.Module):
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        return condensed_linear(
-            x, weight, self.indices, self.active, bias, self.dense_grad.handle, keep_dense=not self.training
-        )
+        handle = self.dense_grad.handle if torch.is_grad_enabled() else None
+        keep = not self.training
+        return condensed_linear(x, weight, self.indices, self.active, bias, handle, keep_dense=keep)
 
     def train(self, mode: bool = True) -> Self:
         """As in `nn.Module`; in training, a dense copy kept for inference (`hf_srigl.ops.copies`) is dropped."""

@@ -119,7 +119,9 @@ def test_the_override(monkeypatch):
     for wrong in ("native", "", "CPU"):
         monkeypatch.setenv(choose.VARIABLE, wrong)
         for call in (lambda: kernel_for(layer, 1), lambda: layer(torch.randn(1, 512))):
-            with pytest.raises(ValueError, match=f"HF_SRIGL_KERNEL must be one of auto, reference, cpu, got '{wrong}'"):
+            with pytest.raises(
+                ValueError, match=f"HF_SRIGL_KERNEL must be one of auto, reference, cpu, triton, got '{wrong}'"
+            ):
                 call()
 
 

@@ -1,6 +1,7 @@
 """One operator, `hf_srigl::condensed_linear`, registered with torch.library; `reference` is its definition.
 
-On CPUs it runs on native kernels (`cpu`) where these are compiled in and cheaper (`choose`, `kernel_for`).
+On CPUs it runs on native kernels (`cpu`) where these are compiled in and cheaper, on NVIDIA GPUs on Triton kernels and
+tensor cores (`cuda`); `choose` and `kernel_for` say which.
 
 As a registered operator it is opaque to `torch.compile` (no graph break, no recompilation when the collection of the
 dense gradient is switched on) and saves for backward only x, the values, the indices and the active rows. Calls that
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_srigl import topology
-from hf_srigl.ops import choose, copies, cpu, reference
+from hf_srigl.ops import choose, choose_cuda, copies, cpu, cuda, reference
 from hf_srigl.ops.choose import kernel_for
 from hf_srigl.ops.collect import collection
 
@@ -29,7 +30,7 @@ def condensed_linear(
     indices: Tensor,
     active: Tensor,
     bias: Tensor | None,
-    handle: Tensor,
+    handle: Tensor | None,
     keep_dense: bool = False,
 ) -> Tensor:
     """``y = x W^T + bias`` with W (N, K) in condensed form (`hf_srigl.topology`).
@@ -37,7 +38,8 @@ def condensed_linear(
     Args:
         x: (..., K), of the dtype of `weight`.
         weight: (B,) values. indices: (B,) int16 or int32. active: (N,) bool. bias: (N,) or None.
-        handle: of the layer's `hf_srigl.ops.collect.DenseGradient`, a 0-d int64 CPU tensor; 0 for none.
+        handle: of the layer's `hf_srigl.ops.collect.DenseGradient`, a 0-d int64 CPU tensor; None where no gradient is
+            wanted, so that a compiled inference graph has no input on the CPU.
         keep_dense: if the call needs no gradient and `weight` is a parameter too dense to gain from the kernels, a dense
             copy of it may be kept for the next call (`hf_srigl.ops.copies`).
 
@@ -46,7 +48,7 @@ def condensed_linear(
 
     Example:
         >>> indices, active = torch.tensor([0, 2, 1, 2], dtype=torch.int16), torch.tensor([True, False, True])
-        >>> condensed_linear(torch.ones(1, 3), torch.tensor([1.0, 2.0, 3.0, 4.0]), indices, active, None, torch.tensor(0))
+        >>> condensed_linear(torch.ones(1, 3), torch.tensor([1.0, 2.0, 3.0, 4.0]), indices, active, None, None)
         tensor([[3., 0., 7.]])
     """
     if torch.compiler.is_compiling() or not _unobserved(x, weight, bias):
@@ -76,6 +78,8 @@ def _unobserved(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 def _forward(x: Tensor, weight: Tensor, indices: Tensor, active: Tensor, bias: Tensor | None, may_keep: bool) -> Tensor:
     kernel = choose.implementation(x, weight, active, bias, may_keep)
+    if kernel != "reference" and choose_cuda.concerns(x.device, choose.asked_for()):
+        return cuda.forward(kernel, x, weight, indices, active, bias)
     if kernel == "cpu":
         return cpu.forward(x, weight, indices, active, bias)
     if kernel == "copy":
@@ -85,18 +89,19 @@ def _forward(x: Tensor, weight: Tensor, indices: Tensor, active: Tensor, bias: T
 
 @torch.library.custom_op("hf_srigl::condensed_linear", mutates_args=())
 def _operator(
-    x: Tensor, weight: Tensor, indices: Tensor, active: Tensor, bias: Tensor | None, handle: Tensor
+    x: Tensor, weight: Tensor, indices: Tensor, active: Tensor, bias: Tensor | None, handle: Tensor | None
 ) -> Tensor:
     copies.forget(weight)  # training, most likely: a copy would soon be stale
     return _forward(x, weight, indices, active, bias, may_keep=False)
 
 
 @_operator.register_fake
-def _(x: Tensor, weight: Tensor, indices: Tensor, active: Tensor, bias: Tensor | None, handle: Tensor) -> Tensor:
+def _(x: Tensor, weight: Tensor, indices: Tensor, active: Tensor, bias: Tensor | None, handle: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], active.shape[0])
 
 
-@torch.library.custom_op("hf_srigl::condensed_linear_backward", mutates_args=())
+# Whether the dense gradient is wanted is asked at run time: never at the replay of a CUDA graph
+@torch.library.custom_op("hf_srigl::condensed_linear_backward", mutates_args=(), tags=[torch.Tag.cudagraph_unsafe])
 def condensed_linear_backward(
     grad_y: Tensor,
     x: Tensor,
@@ -105,10 +110,14 @@ def condensed_linear_backward(
     active: Tensor,
     need_x: bool,
     need_weight: bool,
-    handle: Tensor,
+    handle: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `condensed_linear` to x and weight; see `reference.backward`."""
     kernel = choose.implementation(x, weight, active)
+    if x.is_cuda:
+        cuda.refuse_capture(handle)
+    if kernel != "reference" and grad_y.dtype is x.dtype and choose_cuda.concerns(x.device, choose.asked_for()):
+        return cuda.backward(grad_y, x, weight, indices, active, need_x, need_weight, handle)
     if kernel != "cpu" or grad_y.dtype is not x.dtype:
         scatter = cpu.scatter if kernel == "dense" else topology.scatter
         return reference.backward(grad_y, x, weight, indices, active, need_x, need_weight, handle, scatter)
@@ -129,7 +138,7 @@ def _(
     active: Tensor,
     need_x: bool,
     need_weight: bool,
-    handle: Tensor,
+    handle: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     grad_x = x.new_empty(x.shape) if need_x else x.new_empty(0)
     return grad_x, torch.empty_like(weight) if need_weight else weight.new_empty(0)

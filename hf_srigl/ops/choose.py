@@ -5,6 +5,8 @@
 - ``dense``: a transient dense matrix, scattered natively, and a matrix product
 - ``reference``: the same with torch alone (`ops.reference`), for other devices and dtypes and without compiled kernels
 
+Calls on CUDA devices are decided in `ops.choose_cuda`.
+
 Between the first three, the cheaper is estimated per call. The estimate needs only the ratio of two costs that move
 together from machine to machine: nanoseconds per kept value (native) and per weight of the dense matrix, each as a
 function of the number of rows. They are medians on one AVX-512 core (`hf-srigl bench --sparsity 0.6 0.8`, and single layers
@@ -22,11 +24,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hf_srigl.ops import cpu, library
+from hf_srigl.ops import choose_cuda, cpu, library
 
 VARIABLE = "HF_SRIGL_KERNEL"
 COPY_VARIABLE = "HF_SRIGL_DENSE_COPY"
-_MODES = ("auto", "reference", "cpu")
+_MODES = ("auto", "reference", "cpu", "triton")
 _log = logging.getLogger("hf_srigl.ops")
 
 _ROWS = (1, 2, 8, 16, 64, 256, 2048)
@@ -58,7 +60,7 @@ class Condensed(Protocol):
 
 
 class Choice(NamedTuple):
-    """The implementation of a call, "cpu", "copy", "dense" or "reference", and why it is that one."""
+    """The implementation of a call, "cpu", "copy", "triton", "dense" or "reference", and why it is that one."""
 
     name: str
     reason: str
@@ -78,8 +80,9 @@ def kernel_for(layer: Condensed, rows: int, dtype: torch.dtype | None = None) ->
     "Right now" matters for layers too dense to gain: in eval mode and without gradients they may keep a dense copy.
 
     Raises:
-        ValueError: HF_SRIGL_KERNEL is none of auto, reference, cpu, or HF_SRIGL_DENSE_COPY neither 0 nor 1.
-        RuntimeError: HF_SRIGL_KERNEL is cpu, but the package was installed without compiled kernels.
+        ValueError: HF_SRIGL_KERNEL is none of auto, reference, cpu, triton, or HF_SRIGL_DENSE_COPY neither 0 nor 1.
+        RuntimeError: HF_SRIGL_KERNEL is cpu, but the package was installed without compiled kernels; or it is triton, but
+            triton or a CUDA device is missing.
 
     Example:
         >>> from hf_srigl import CondensedLinear
@@ -88,9 +91,12 @@ def kernel_for(layer: Condensed, rows: int, dtype: torch.dtype | None = None) ->
     """
     weight = layer.weight
     dtype = weight.dtype if dtype is None else dtype
+    mode, sizes = asked_for(), (rows, layer.out_features, layer.in_features, weight.shape[0])
+    _check(mode)
+    if choose_cuda.concerns(weight.device, mode):
+        return Choice(*choose_cuda.choose(mode, weight.device, *sizes, dtype))
     may_keep = not (layer.training or torch.is_grad_enabled() or weight.is_inference()) and dtype is weight.dtype
-    sizes = (rows, layer.out_features, layer.in_features, weight.shape[0])
-    return _choice(os.environ.get(VARIABLE, "auto"), weight.device.type, dtype, True, may_keep, *sizes)
+    return _choice(mode, weight.device.type, dtype, True, may_keep, *sizes)
 
 
 def implementation(
@@ -101,14 +107,32 @@ def implementation(
     Args:
         may_keep: the call is one of inference and `weight` the layer's own parameter, so that a copy of it makes sense.
     """
-    mode, n_in, same = os.environ.get(VARIABLE, "auto"), x.shape[-1], cpu.same_types(x, weight, bias)
+    mode, n_in = asked_for(), x.shape[-1]
+    sizes = (x.numel() // n_in, active.shape[0], n_in, weight.shape[0])
+    if choose_cuda.concerns(x.device, mode):
+        same = weight.dtype is x.dtype and (bias is None or bias.dtype is x.dtype)
+        return _on_cuda(mode, x.device, same, *sizes, x.dtype)
     may_keep = may_keep and not weight.is_inference()
     device = "cpu" if x.is_cpu else x.device.type
-    sizes = (x.numel() // n_in, active.shape[0], n_in, weight.shape[0])
-    choice = _choice(mode, device, x.dtype, same, may_keep, *sizes)
+    choice = _choice(mode, device, x.dtype, cpu.same_types(x, weight, bias), may_keep, *sizes)
     if device == "cpu":
         _announce(mode)
     return choice.name
+
+
+@functools.lru_cache(maxsize=4096)
+def _on_cuda(
+    mode: str, device: torch.device, same: bool, rows: int, n_out: int, n_in: int, values: int, dtype: torch.dtype
+) -> str:
+    _check(mode)
+    name, _ = choose_cuda.choose(mode, device, rows, n_out, n_in, values, dtype)
+    choose_cuda.announce(mode)
+    return name if same else "reference"
+
+
+def asked_for() -> str:
+    """The value of HF_SRIGL_KERNEL as it is; "auto" if it is not set."""
+    return os.environ.get(VARIABLE, "auto")
 
 
 def _choice(

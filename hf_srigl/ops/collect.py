@@ -152,7 +152,13 @@ class DenseGradient:
         return torch.tensor(True) if held is None else torch.isfinite(torch.stack(torch.aminmax(held))).all()
 
 
-def collection(handle: Tensor) -> DenseGradient | None:
+def collection(handle: Tensor | None) -> DenseGradient | None:
     """The live `DenseGradient` of this handle if it is collecting, else None."""
-    gradient = _alive.get(int(handle))
+    gradient = None if handle is None else _alive.get(int(handle))
     return gradient if gradient is not None and gradient.wanted else None
+
+
+def watched(handle: Tensor | None) -> bool:
+    """Whether a `hf_srigl.SRigL` trains the layer of this handle."""
+    gradient = None if handle is None else _alive.get(int(handle))
+    return gradient is not None and gradient._hook is not None

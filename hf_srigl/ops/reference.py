@@ -15,6 +15,7 @@ from hf_srigl import topology
 from hf_srigl.ops.collect import collection
 
 Scatter = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # `topology.scatter`, or a kernel that computes the same
+Gather = Callable[[Tensor, Tensor, Tensor], Tensor]  # `topology.gather`, likewise
 
 
 def forward(
@@ -44,8 +45,9 @@ def backward(
     active: Tensor,
     need_x: bool,
     need_weight: bool,
-    handle: Tensor,
+    handle: Tensor | None,
     scatter: Scatter = topology.scatter,
+    gather: Gather = topology.gather,
 ) -> tuple[Tensor, Tensor]:
     """``(grad_x, grad_weight)``; an empty tensor stands for a gradient that is not needed.
 
@@ -61,7 +63,7 @@ def backward(
         del dense  # before the next dense matrix exists
     if need_weight:
         dense_grad = grad_rows.t() @ rows  # (N, K)
-        grad_weight = topology.gather(dense_grad, indices, active)
+        grad_weight = gather(dense_grad, indices, active)
         collecting = collection(handle)
         if collecting is not None:
             collecting.add(dense_grad)
