@@ -30,7 +30,7 @@ asan: $(READY)  ## the kernel tests under the address and undefined-behaviour sa
 	cmake --build build/asan
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 HF_SRIGL_LIBRARY=build/asan/_condensed.so \
-	$(BIN)/python -m pytest -p no:cacheprovider tests/test_cpu.py tests/test_plans.py
+	$(BIN)/python -m pytest -p no:cacheprovider tests/test_cpu.py tests/test_plans.py tests/test_copies.py
 
 clean:
 	rm -rf $(VENV) build dist

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification
+
+from hf_srigl.measure import processor, versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -29,21 +28,12 @@ def batch(rows: int = 8, tokens: int = 128) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": torch.randint(0, 2, (rows,), generator=generator)}
 
 
-def processor() -> str:
-    """The processor's name and its widest vector instructions, where Linux tells."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    name = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "?")
-    vectors = next((isa for isa in ("avx512f", "avx2", "asimd") if isa in text), "no vector unit named")
-    return f"{name}, {vectors}, {os.cpu_count()} cores"
-
-
 def write(name: str, text: str) -> None:
     """Print the results and write them to benchmarks/results/`name`.md with machine, versions, date and command."""
-    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
-    head = f"- command: `python {' '.join(sys.argv)}`\n- date: {date.today()}\n- machine: {processor()}\n- {versions}\n"
+    head = (
+        f"- command: `python {' '.join(sys.argv)}`\n- date: {date.today()}\n- machine: {processor()}\n"
+        f"- {versions('torch', 'transformers')}\n"
+    )
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(f"{head}\n{text}\n")
     print(f"{head}\n{text}")

@@ -1,4 +1,4 @@
-"""Training step of a 2-layer BERT stack and forward of BERT-base, dense against condensed, timed in turns.
+"""Training step of a 2-layer BERT stack, dense against condensed, timed in turns (forwards: `hf-srigl bench`).
 
     python benchmarks/train_step.py --threads 1
     python benchmarks/train_step.py --threads 1 --profile     # where a condensed step spends its time
@@ -17,7 +17,6 @@ from collections.abc import Callable
 import torch
 from common import batch, bert_stack, write
 from torch import nn
-from transformers import BertConfig, BertModel
 
 from hf_srigl import SRigL, SRigLConfig, sparsify
 
@@ -78,27 +77,6 @@ def training(steps: int, sparsity: float) -> str:
     )
 
 
-@torch.inference_mode()
-def bert_base(repeats: int, sparsity: float) -> str:
-    torch.manual_seed(0)
-    dense = BertModel(BertConfig()).eval()
-    condensed = BertModel(BertConfig()).eval()
-    condensed.load_state_dict(dense.state_dict())
-    sparsify(condensed, SRigLConfig(sparsity=sparsity))
-    rows = ["| BERT-base forward | dense ms | condensed ms | speed-up |", "|---|---|---|---|"]
-    for size in (1, 8):
-        ids = torch.randint(0, 30000, (size, 128))
-        times: dict[str, list[float]] = {"dense": [], "condensed": []}
-        for round_ in range(repeats + 1):
-            for name, model in (("dense", dense), ("condensed", condensed)):
-                spent = timed(lambda model=model, ids=ids: model(ids))
-                if round_:
-                    times[name].append(spent)
-        before, after = (statistics.median(times[name]) * 1e3 for name in ("dense", "condensed"))
-        rows.append(f"| {size} x 128 | {before:.0f} | {after:.0f} | {before / after:.2f} |")
-    return "\n".join(rows)
-
-
 def profile(sparsity: float) -> str:
     step = step_of(sparsify(bert_stack(), SRigLConfig(sparsity=sparsity)), batch(), updates=False)
     step()
@@ -119,7 +97,7 @@ def main() -> None:
     options = parser.parse_args()
     load = f"load average at the start {os.getloadavg()[0]:.1f}"
     torch.set_num_threads(options.threads)
-    parts = [load, training(options.steps, options.sparsity), bert_base(options.steps, options.sparsity)]
+    parts = [load, training(options.steps, options.sparsity)]
     if options.profile:
         parts.append(profile(options.sparsity))
     write(options.name, "\n\n".join(parts))

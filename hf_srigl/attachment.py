@@ -12,6 +12,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from hf_srigl.config import SRigLConfig
 from hf_srigl.linear import CondensedLinear
 from hf_srigl.ramp import final_budgets
+from hf_srigl.targets import condensed_parts
 
 FORMAT_VERSION = 1
 
@@ -58,7 +59,8 @@ def is_on_ramp(model: nn.Module) -> bool:
 def refresh_budgets(model: nn.Module) -> None:
     """Let the configuration that will be saved know the layers' budgets after a change."""
     for part in _outermost_pretrained(model):
-        part.config.quantization_config.layers = _budgets(part)
+        for module in (part, *condensed_parts(part).values()):
+            module.config.quantization_config.layers = _budgets(module)
 
 
 def _budgets(model: nn.Module) -> dict[str, int]:
@@ -66,10 +68,9 @@ def _budgets(model: nn.Module) -> dict[str, int]:
 
 
 def _attach_format(model: PreTrainedModel, config: SRigLConfig) -> None:
-    quantizer = AutoHfQuantizer.from_config(
-        {"quant_method": "srigl", "format_version": FORMAT_VERSION, "layers": _budgets(model), **config.to_dict()},
-        pre_quantized=True,
-    )
+    quantizer = _quantizer(model, config)
+    for name, part in condensed_parts(model).items():
+        part.config.quantization_config = _quantizer(part, config, part=name).quantization_config
     model.hf_quantizer = quantizer
     model.config.quantization_config = quantizer.quantization_config
     model.is_quantized = True
@@ -81,6 +82,11 @@ def _attach_format(model: PreTrainedModel, config: SRigLConfig) -> None:
             module._weight_conversions = []
     model.add_model_tags(["srigl", "sparse"])
     quantizer.write_cards_of(model)
+
+
+def _quantizer(model: nn.Module, config: SRigLConfig, **part: str) -> Any:
+    head = {"quant_method": "srigl", "format_version": FORMAT_VERSION, "layers": _budgets(model)}
+    return AutoHfQuantizer.from_config({**head, **part, **config.to_dict()}, pre_quantized=True)
 
 
 def _outermost_pretrained(model: nn.Module) -> list[PreTrainedModel]:
@@ -130,7 +136,7 @@ def hide_topology_from_ddp(model: nn.Module) -> None:
 def detach(model: nn.Module) -> None:
     """Undo `attach`: nothing says any more that the model was condensed."""
     for module in model.modules():
-        for attribute in ("srigl_config", "_ddp_params_and_buffers_to_ignore", "_upload_modified_files"):
+        for attribute in ("srigl_config", "srigl_speed", "_ddp_params_and_buffers_to_ignore", "_upload_modified_files"):
             module.__dict__.pop(attribute, None)
         if not isinstance(module, PreTrainedModel):
             continue

@@ -135,6 +135,12 @@ class SRigLCallback(TrainerCallback):
             if self.history is not None:
                 self.history.save(os.path.join(folder, HISTORY_FILE))
 
+    def on_push_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # A checkpoint is uploaded before on_save comes, and must be whole by then.
+        self.on_save(args, state, control)
+
     def on_train_end(
         self,
         args: TrainingArguments,

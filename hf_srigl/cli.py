@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hf_srigl.commands import condense, demo, densify, inspect, plot
+from hf_srigl.commands import bench, condense, demo, densify, inspect, plot
 from hf_srigl.commands.common import CommandError, loading_bars
 
-COMMANDS = (inspect, condense, densify, plot, demo)  # in the order of the help
+COMMANDS = (inspect, condense, densify, plot, bench, demo)  # in the order of the help
 
 
 def main(argv: Sequence[str] | None = None) -> int:

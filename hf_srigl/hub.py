@@ -6,25 +6,29 @@ one named "srigl". `docs/format.md` describes the files.
 
 from __future__ import annotations
 
+import functools
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from types import MethodType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import PrefixChange
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from hf_srigl.card import write_card
 from hf_srigl.config import SRigLConfig
 from hf_srigl.linear import CondensedLinear
-from hf_srigl.report import sparsity_report
 from hf_srigl.surgery import FORMAT_VERSION, attach, condensed_layers, densify, insert_empty, sparsify
+
+logger = logging.get_logger(__name__)
 
 _TENSORS = ("weight", "indices", "active")
 
@@ -35,13 +39,20 @@ class SRigLQuantizationConfig(QuantizationConfigMixin):
 
     Attributes:
         srigl: the `SRigLConfig`. layers: layer name -> budget B. format_version: 1.
+        part: in the configuration of a part (CLIP's ``vision_config``), the name of its module in the whole model.
 
     Raises:
         ValueError: a newer format version, unknown or bad fields, or budgets that are not positive whole numbers.
     """
 
     def __init__(
-        self, *, layers: Mapping[str, int], format_version: int, quant_method: str = "srigl", **srigl: Any
+        self,
+        *,
+        layers: Mapping[str, int],
+        format_version: int,
+        quant_method: str = "srigl",
+        part: str = "",
+        **srigl: Any,
     ) -> None:
         if format_version != FORMAT_VERSION:
             raise ValueError(
@@ -58,6 +69,7 @@ class SRigLQuantizationConfig(QuantizationConfigMixin):
         self.quant_method = quant_method
         self.format_version = format_version
         self.layers = dict(layers)
+        self.part = part
         self.srigl = SRigLConfig.from_dict(srigl)
 
     @classmethod
@@ -78,7 +90,8 @@ class SRigLQuantizationConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         head = {"quant_method": "srigl", "format_version": self.format_version, "layers": dict(self.layers)}
-        return {**head, **self.srigl.to_dict()}
+        part = {"part": self.part} if self.part else {}
+        return {**head, **part, **self.srigl.to_dict()}
 
 
 @register_quantizer("srigl")
@@ -114,7 +127,10 @@ class SRigLQuantizer(HfQuantizer):
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
         # Condensed checkpoints carry the module's own names; conversions are for dense matrices under older names.
-        return [] if self.pre_quantized else weight_conversions
+        # What takes the name of a part off, for loading the part alone, only concerns names.
+        if not self.pre_quantized:
+            return weight_conversions
+        return [change for change in weight_conversions if isinstance(change, PrefixChange) and change.prefix_to_remove]
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
@@ -141,7 +157,7 @@ class SRigLQuantizer(HfQuantizer):
         check_files(
             files,
             {stored: layer for stored, layer in layers.items() if isinstance(layer, CondensedLinear)},
-            model.base_model_prefix,
+            config.part or model.base_model_prefix,
         )
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -230,60 +246,52 @@ def _upload_modified_files(
     card = os.path.join(working_dir, "README.md")
     if os.path.isfile(card):
         write_card(self, card, repo_id)
-    return type(self)._upload_modified_files(self, working_dir, repo_id, *args, **kwargs)
+    with explained_failure(repo_id, "push_to_hub again"):
+        return type(self)._upload_modified_files(self, working_dir, repo_id, *args, **kwargs)
 
 
-CARD_START, CARD_END = "<!-- hf_srigl -->", "<!-- /hf_srigl -->"
+@contextmanager
+def explained_failure(repo_id: str | None, way_out: str) -> Iterator[None]:
+    """Log what a failed upload leaves behind, and let the error pass.
 
-
-def card_section(model: nn.Module, repo_id: str = "PATH_OR_REPO") -> str:
-    """The part of a model card that says how to load a condensed model and how sparse it is, as Markdown.
-
-    Example:
-        >>> from hf_srigl import SRigLConfig, sparsify
-        >>> "import hf_srigl" in card_section(sparsify(nn.Sequential(nn.Linear(40, 10)), SRigLConfig()))
-        True
+    The Hub takes one commit for all files: it fails as a whole, and large files that were sent already are not sent twice.
     """
-    architecture = type(model).__name__
-    return f"""{CARD_START}
-## Sparse model
-
-This model is stored and runs in condensed form (SRigL, constant fan-in). Loading it needs the `hf_srigl` package,
-imported once (`pip install hf_srigl`):
-
-```python
-import hf_srigl
-from transformers import {architecture}; model = {architecture}.from_pretrained("{repo_id}")
-```
-
-`hf_srigl.densify(model)` turns it into a plain dense model with zeros.
-
-```
-{sparsity_report(model)}
-```
-{CARD_END}
-"""
+    try:
+        yield
+    except Exception as error:
+        logger.error(
+            f"Uploading to {repo_id} failed ({type(error).__name__}): no commit was made, so the repository is as it was; the "
+            f"model and the files here are intact: {way_out}, which sends only what is missing."
+        )
+        raise
 
 
-def add_card_section(card: str, model: nn.Module, repo_id: str = "PATH_OR_REPO") -> str:
-    """A model card's text with `card_section` appended, or replaced if it is there already."""
-    section = card_section(model, repo_id)
-    if CARD_START in card:
-        return re.sub(f"{CARD_START}.*?{CARD_END}\n?", lambda _: section, card, flags=re.DOTALL)
-    return card.rstrip() + "\n\n" + section
+def is_condensed_config(config: PreTrainedConfig) -> bool:
+    """Whether a model's configuration says that its checkpoint is condensed."""
+    found = getattr(config, "quantization_config", None)
+    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    return method == "srigl"
 
 
-def write_card(model: nn.Module, path: str | PathLike[str], repo_id: str = "PATH_OR_REPO") -> None:
-    """Add `card_section` to the model card file at `path`."""
-    with open(path, encoding="utf-8") as file:
-        card = file.read()
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(add_card_section(card, model, repo_id))
+def _refuse_dense_twins() -> None:
+    """Let no model be built, dense and with random weights, from the configuration of a condensed one.
+
+    `AutoModel.from_config` and constructors know nothing of quantizers. transformers has no hook there, so the constructor
+    that all models share is wrapped, once. On the meta device, where `from_pretrained` builds models, nothing is refused.
+    """
+    original = PreTrainedModel.__init__
+
+    @functools.wraps(original)
+    def checked(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        if is_condensed_config(config) and torch.get_default_device().type != "meta":
+            raise ValueError(
+                f"{type(self).__name__}: this {type(config).__name__} is of a condensed model, from which only "
+                "from_pretrained can build one; for a new model of the same sizes: del config.quantization_config, build it, "
+                "and sparsify(model, SRigLConfig(init='random', ...))"
+            )
+        original(self, config, *args, **kwargs)
+
+    PreTrainedModel.__init__ = checked
 
 
-def remove_card_section(path: str | PathLike[str]) -> None:
-    """Take `card_section` out of the model card file at `path`, as the model is dense again."""
-    with open(path, encoding="utf-8") as file:
-        card = file.read()
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(re.sub(f"\n*{CARD_START}.*?{CARD_END}\n?", "\n", card, flags=re.DOTALL))
+_refuse_dense_twins()

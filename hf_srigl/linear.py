@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_srigl import shards, topology
-from hf_srigl.ops import condensed_linear
+from hf_srigl.ops import condensed_linear, copies
 from hf_srigl.ops.collect import DenseGradient
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class CondensedLinear(nn.Module):
@@ -144,7 +147,14 @@ class CondensedLinear(nn.Module):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         handle = self.dense_grad.handle if torch.is_grad_enabled() else None
-        return condensed_linear(x, weight, self.indices, self.active, bias, handle)
+        keep = not self.training
+        return condensed_linear(x, weight, self.indices, self.active, bias, handle, keep_dense=keep)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in `nn.Module`; in training, a dense copy kept for inference (`hf_srigl.ops.copies`) is dropped."""
+        if mode:
+            copies.forget(self.weight)
+        return super().train(mode)
 
     @property
     def fan_in(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn, optim
 
+from hf_srigl.ops.copies import kept_copy
 from hf_srigl.optimizers import unwrap
 from hf_srigl.surgery import condensed_layers
 
@@ -14,7 +15,7 @@ def live_bytes(model: nn.Module, optimizer: optim.Optimizer) -> int:
     """Bytes of all tensors that training `model` keeps between forward passes, each storage counted once.
 
     Parameters, their gradients if present, buffers, the optimizer's state, and whatever condensed layers have collected
-    of their dense gradients at this moment. Activations are not included.
+    of their dense gradients and keep as dense copies (`hf_srigl.ops.copies`) at this moment. Activations are not included.
 
     Example:
         >>> import torch
@@ -30,7 +31,7 @@ def live_bytes(model: nn.Module, optimizer: optim.Optimizer) -> int:
         tensors += [value for value in state.values() if isinstance(value, Tensor)]
     for layer in condensed_layers(model).values():
         collected = layer.dense_grad
-        tensors += [collected.pending, collected.value, collected.positions, collected.values]
+        tensors += [collected.pending, collected.value, collected.positions, collected.values, kept_copy(layer.weight)]
     return _bytes(tensor for tensor in tensors if tensor is not None)
 
 

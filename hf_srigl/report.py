@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from hf_srigl.linear import CondensedLinear
+from hf_srigl.ops.copies import kept_copy
 from hf_srigl.surgery import condensed_layers
 
 
@@ -38,7 +39,8 @@ class SparsityReport:
 
     `target_sparsity` is the share of zeros in the weights of the condensed layers; `model_sparsity` the share of all
     parameters of the equivalent dense model (embeddings, norms, biases and heads included) that need not be stored.
-    `parameters` counts stored values in use, `dense_parameters` those of the dense model; `bytes` include buffers.
+    `parameters` counts stored values in use, `dense_parameters` those of the dense model; `bytes` include buffers, and
+    `copy_bytes` are the dense copies that layers too dense to gain keep for inference at this moment (`docs/kernels.md`).
     """
 
     rows: tuple[LayerRow, ...]
@@ -50,6 +52,7 @@ class SparsityReport:
     dense_bytes: int
     multiply_adds: int
     dense_multiply_adds: int
+    copy_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, JSON-ready."""
@@ -81,6 +84,8 @@ class SparsityReport:
             f"bytes {self.bytes:,} of {self.dense_bytes:,}; multiply-adds of the condensed layers per input vector "
             f"{self.multiply_adds:,} of {self.dense_multiply_adds:,}"
         )
+        if self.copy_bytes:
+            totals += f"; {self.copy_bytes:,} bytes of dense copies kept for inference"
         return "\n".join([*lines, "-" * len(lines[0]), totals])
 
 
@@ -110,6 +115,7 @@ condensed layers per input vector 40 of 400
     parameters = stored_parameters - unused
     dense_parameters = parameters - values + positions
     dense_bytes = stored_bytes - sum(row.bytes for row in rows) + sum(row.dense_bytes for row in rows)
+    copies = [kept_copy(layer.weight) for layer in layers.values()]
     return SparsityReport(
         rows=rows,
         target_sparsity=1 - values / positions if positions else 0.0,
@@ -120,6 +126,7 @@ condensed layers per input vector 40 of 400
         dense_bytes=dense_bytes,
         multiply_adds=values,
         dense_multiply_adds=positions,
+        copy_bytes=sum(copy.numel() * copy.element_size() for copy in copies if copy is not None),
     )
 
 

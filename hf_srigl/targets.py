@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_srigl.config import SRigLConfig
+from hf_srigl.linear import CondensedLinear
 
 # Model code in transformers that reads a linear layer's `.weight` as a matrix instead of calling the layer:
 # folder under transformers/models -> attributes, of all its classes or of the class named.
@@ -230,3 +231,18 @@ def _heads(model: nn.Module) -> set[str]:
             if own_child or outside or module is output_embeddings:
                 heads.add(f"{prefix}.{name}".strip("."))
     return heads
+
+
+def condensed_parts(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+    """name -> condensed models directly inside `model` whose configuration lies inside its own.
+
+    These are parts that transformers can load alone, as CLIP's towers.
+    """
+    inner = [getattr(model.config, key, None) for key in type(model.config).sub_configs]
+    return {
+        name: child
+        for name, child in model.named_children()
+        if isinstance(child, PreTrainedModel)
+        and any(child.config is config for config in inner)
+        and any(isinstance(module, CondensedLinear) for module in child.modules())
+    }

@@ -5,20 +5,27 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils import logging
 
 from hf_srigl.callback import SRigLCallback, check_arguments
+from hf_srigl.card import PICTURE, is_edited, write_card
 from hf_srigl.checkpoints import discard_older, written_whole
 from hf_srigl.config import SRigLConfig
 from hf_srigl.distillation import distillation_loss, token_weights
-from hf_srigl.hub import write_card
+from hf_srigl.hub import explained_failure
+from hf_srigl.plots import plot_topology
 from hf_srigl.surgery import (
     attach,
     condensed_layers,
@@ -31,6 +38,8 @@ from hf_srigl.surgery import (
 from hf_srigl.updates import UpdateReport
 
 CALIBRATION_EXAMPLES = 128  # as many as the Wanda paper takes
+
+logger = logging.get_logger(__name__)
 
 # What a condensed model cannot change any more; every other option may differ in a later training.
 _FIXED = (
@@ -153,12 +162,68 @@ class SRigLTrainerMixin(_TrainerMethods):
         return (loss, outputs) if return_outputs else loss
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The Trainer's, and how to load a condensed model, and its sparsity table."""
-        super().create_model_card(*args, **kwargs)
+        """The Trainer's draft, and how to load a condensed model, its sizes and layers, and the picture of its topology.
+
+        A card that somebody wrote or changed, here or on the Hub, is kept; only its section on sparsity is renewed.
+        """
+        if not self.is_world_process_zero():
+            return
         path = os.path.join(self.args.output_dir, "README.md")
-        if self.is_world_process_zero():
-            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            write_card(model, path, self.hub_model_id or self.args.output_dir)
+        kept = self._edited_card(path)
+        os.makedirs(self.args.output_dir, exist_ok=True)
+        super().create_model_card(*args, **kwargs)
+        if kept is not None:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(kept)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        reports = self._srigl_callback.reports
+        if reports and find_spec("matplotlib") is not None:
+            picture = os.path.join(self.args.output_dir, PICTURE)
+            plot_topology(reports, picture, total_steps=self.state.max_steps)
+        write_card(model, path, self.hub_model_id or self.args.output_dir, draft=kept is None)
+
+    def _edited_card(self, path: str) -> str | None:
+        """The text of a card that must not be drafted anew: the one here if it was edited, else the Hub's if that was."""
+        card = _read(path) if os.path.isfile(path) else None
+        if self.hub_model_id is not None and (card is None or not is_edited(card)):
+            with suppress(EntryNotFoundError):  # a new repository
+                card = _read(hf_hub_download(self.hub_model_id, "README.md", token=self.args.hub_token))
+        return card if card is not None and is_edited(card) else None
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; a failure leaves training and files as they are, and says so."""
+        with explained_failure(self.hub_model_id or self.args.hub_model_id, "call trainer.push_to_hub() again"):
+            return super().push_to_hub(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging is not None:  # it would upload from a folder that is about to be renamed
+            return
+        self._tell_failed_uploads()
+        if self.args.hub_strategy != HubStrategy.END:  # the first upload must say already how to load the model
+            try:
+                self.create_model_card(tags=list(getattr(self.model, "model_tags", None) or []))
+            except HfHubHTTPError as error:  # no reason to stop training
+                logger.warning(
+                    f"The model card was not renewed: {self.hub_model_id} could not be asked for it ({error})."
+                )
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self._tell_failed_uploads()
+
+    def _tell_failed_uploads(self) -> None:
+        """Uploads during training run in threads, whose errors the Trainer never asks for."""
+        push = getattr(self, "push_in_progress", None)
+        if push is None:
+            return
+        for job in [job for job in push.jobs if job.done()]:
+            push.jobs.remove(job)
+            if not job.cancelled() and job.exception() is not None:
+                logger.warning(
+                    f"An upload to {self.hub_model_id} during training failed ({job.exception()}). Training went on; the "
+                    f"checkpoint is in {self.args.output_dir}, and the next upload, or trainer.push_to_hub(), sends it."
+                )
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """The Trainer's; a model that is still on its ramp is denser than what was asked for, and never the best."""
@@ -192,10 +257,6 @@ class SRigLTrainerMixin(_TrainerMethods):
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else os.path.dirname(self._staging)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._staging is None:  # else it would upload from a folder that is about to be renamed
-            super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._srigl_callback.resume_from = resume_from_checkpoint
@@ -255,3 +316,8 @@ class SparseTrainer(SRigLTrainerMixin, Trainer):
     """
 
     model: PreTrainedModel
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()

@@ -19,15 +19,15 @@ compiled = pytest.mark.skipif(not library.available(), reason=library.reason())
 def _auto(monkeypatch):
     monkeypatch.delenv(choose.VARIABLE, raising=False)
     choose._announce.cache_clear()
-    choose._implementation.cache_clear()
+    choose._decide.cache_clear()
     yield
     choose._announce.cache_clear()
-    choose._implementation.cache_clear()
+    choose._decide.cache_clear()
 
 
 def cheaper(*arguments):
-    native, dense = choose.costs(*arguments)
-    return native <= dense
+    native, scatter, product = choose.costs(*arguments)
+    return native <= scatter + product
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
@@ -54,6 +54,28 @@ def test_everything_matters():
 def test_costs_grow_with_rows_between_the_table_and_beyond_it():
     costs = [choose.costs(rows, 768, 768, 768 * 77, F32, "avx512") for rows in (1, 2, 9, 16, 40, 100, 300, 2048, 5000)]
     assert costs == sorted(costs)
+
+
+def test_gradients_copies_and_the_switch_decide(monkeypatch):
+    """The same layer and rows; where scattering is what makes the dense way too dear, only a copy is faster."""
+    monkeypatch.setattr(library, "available", lambda: True)
+    monkeypatch.setattr(library, "isa", lambda: "avx512")
+    choose._decide.cache_clear()
+    layer = CondensedLinear(512, 512, budget=512 * 460).eval()
+    assert kernel_for(layer, 1).name == "cpu"
+    assert kernel_for(layer, 300).name == "dense"
+    with torch.no_grad():
+        assert kernel_for(layer, 1).name == kernel_for(layer, 300).name == "copy"
+        assert kernel_for(layer, 1, BF16).name == "cpu"  # autocast: the values are of another type, and temporary
+        assert kernel_for(layer.train(), 300).name == "dense"
+        layer.eval()
+        # Between: a copy is faster only if everything is in a cache, which is worth its memory above a density of 0.25.
+        assert kernel_for(CondensedLinear(512, 512, budget=512 * 230).eval(), 1).name == "copy"
+        assert kernel_for(CondensedLinear(512, 512, budget=512 * 125, dtype=BF16).eval(), 2).name == "cpu"
+        assert kernel_for(CondensedLinear(512, 512, budget=512 * 135, dtype=BF16).eval(), 2).name == "copy"
+        monkeypatch.setenv(choose.COPY_VARIABLE, "0")
+        assert kernel_for(layer, 1).name == "cpu"
+        assert kernel_for(layer, 300).name == "dense"
 
 
 def spy(monkeypatch):

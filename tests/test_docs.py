@@ -1,5 +1,6 @@
 """The documents: every Python block of the README runs, the commands named exist, links lead somewhere."""
 
+import doctest
 import json
 import os
 import re
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainingArguments
 
 import hf_srigl
 from conftest import Toy, tiny_bert
@@ -23,21 +24,84 @@ def blocks(text, language):
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")  # no accelerator here, and the README need not say so
-def test_the_python_blocks_of_the_readme_run_in_order(tmp_path, monkeypatch):
-    tiny_bert().save_pretrained(tmp_path / "bert")  # stands in for the model on the Hub
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs blocks of code in order, in an empty folder, with stand-ins for the reader's own things and for the Hub."""
+    torch.manual_seed(0)
+    tiny_bert().save_pretrained(tmp_path / "bert")
+    hf_srigl.sparsify(tiny_bert(), hf_srigl.SRigLConfig()).save_pretrained(tmp_path / "condensed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(PrinterCallback, "on_log", lambda *args, **kwargs: None)
     monkeypatch.setenv("TRAINER_REPORT_TO", "none")
     data = Toy()
-    names = {"train_dataset": data, "dataloader": torch.utils.data.DataLoader(data, batch_size=32)}
+    names = {
+        "build_model": tiny_bert,
+        "model": tiny_bert(),
+        "args": TrainingArguments("out", max_steps=2, report_to="none"),
+        "train_dataset": data,
+        "eval_dataset": data,
+        "dataloader": torch.utils.data.DataLoader(data, batch_size=32),
+        "images": [{"pixel_values": torch.randn(1, 28, 28), "labels": i % 10} for i in range(64)],
+    }
+    stand_ins = {"google-bert/bert-base-uncased": tmp_path / "bert", "you/condensed": tmp_path / "condensed"}
+
+    def execute(code):
+        for block in code:
+            for name, folder in stand_ins.items():
+                block = block.replace(name, str(folder))
+            exec(block, names)
+        return names
+
+    return execute
+
+
+no_accelerator = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")  # here, and the pages need not say so
+
+
+@no_accelerator
+def test_the_python_blocks_of_the_readme_run_in_order(run, tmp_path):
     code = blocks(README, "python")
-    assert len(code) >= 4
-    for block in code:
-        exec(block.replace("google-bert/bert-base-uncased", str(tmp_path / "bert")), names)
-    assert type(names["model"].bert.pooler.dense) is torch.nn.Linear  # the last block ends with densify
+    assert len(code) >= 6
+    names = run(code[:-1])
+    assert type(names["model"].bert.pooler.dense) is torch.nn.Linear  # it ends with densify
+    names = run(code[-1:])
     assert names["report"] is None or names["report"].dropped >= 0
     assert (tmp_path / "out" / "sparse" / "model.safetensors").is_file()
+
+
+@no_accelerator
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's call into transformers
+@pytest.mark.parametrize("page", ["choosing", "finetuning", "pretraining", "migrating", "troubleshooting"])
+def test_the_python_blocks_of_a_page_run_in_order(page, run):
+    code = blocks((ROOT / "docs" / f"{page}.md").read_text(), "python")
+    assert len(code) >= 2
+    run(code)
+
+
+def test_no_page_has_blocks_that_nobody_runs():
+    """Pages not named above have only doctests, which are run here."""
+    run_above = {"README", "choosing", "finetuning", "pretraining", "migrating", "troubleshooting"}
+    for page in PAGES:
+        if page.stem not in run_above:
+            for block in blocks(page.read_text(), "python"):
+                assert block.startswith(">>>"), page
+            failures, _ = doctest.testfile(str(page), module_relative=False)
+            assert failures == 0, page
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(PrinterCallback, "on_log", lambda *args, **kwargs: None)
+    notebook = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())
+    assert all(cell.get("outputs", []) == [] for cell in notebook["cells"])  # none that may be out of date
+    names = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert names["metrics"]["eval_accuracy"] > 0.9
+    assert names["same"]
+    assert len(names["updates"]) == 11
+    assert names["report"].target_sparsity == pytest.approx(0.8, abs=0.01)
 
 
 def test_the_json_of_the_format_page_is_valid():

@@ -4,6 +4,7 @@ import copy
 import filecmp
 import json
 import pickle
+import shutil
 from itertools import chain
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 from zoo import (
@@ -25,6 +27,8 @@ from zoo import (
     linears,
     loss_of,
     masked_twin,
+    padded,
+    pixels,
     run,
     tensors_of,
     train,
@@ -230,7 +234,9 @@ def base_output(case, model, missing):
     """What the model without its head computes; without the pooler where the checkpoint had none."""
     inputs = case.inputs()
     if case.name.startswith("t5"):  # the model with a head has no module that is the model without
-        inner = hf.T5Model(model.config)
+        config = copy.deepcopy(model.config)
+        del config.quantization_config
+        inner = hf.T5Model(config)
         inner.shared, inner.encoder, inner.decoder = model.shared, model.encoder, model.decoder
         base = inner.eval()
     elif case.name == "clip-image":  # its model without a head is CLIP with both towers
@@ -259,11 +265,52 @@ def test_the_base_model_of_a_condensed_model_can_be_saved_by_itself(case, tmp_pa
     assert torch.equal(base_output(case, with_head, info["missing_keys"]), expected)
 
 
-@pytest.mark.parametrize("part", [hf.CLIPVisionModel, hf.CLIPTextModel, hf.CLIPVisionModelWithProjection])
-def test_a_part_of_clip_does_not_load_with_random_weights(part, saved):
-    """transformers reads only the part's own configuration, which does not say that the model is condensed."""
-    with pytest.raises(RuntimeError, match="mismatch"):
-        part.from_pretrained(saved("clip"))
+@pytest.mark.parametrize(
+    "part", [hf.CLIPVisionModel, hf.CLIPTextModel, hf.CLIPVisionModelWithProjection, hf.CLIPTextModelWithProjection]
+)
+def test_a_part_of_clip_loads_by_itself(part, saved, tmp_path):
+    whole = trained("clip")
+    vision = "Vision" in part.__name__
+    inputs = pixels() if vision else padded()
+    inner = whole.vision_model if vision else whole.text_model
+    projection = {"projection_dim": whole.config.projection_dim} if "Projection" in part.__name__ else {}
+    loaded, info = part.from_pretrained(saved("clip"), output_loading_info=True, **projection)
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    assert len(condensed(loaded)) >= len(condensed(inner))
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).last_hidden_state, inner(**inputs).last_hidden_state)
+        loaded.save_pretrained(tmp_path)
+        again = part.from_pretrained(tmp_path)
+        assert torch.equal(again(**inputs).last_hidden_state, inner(**inputs).last_hidden_state)
+
+
+def test_damage_is_found_when_a_part_of_clip_is_loaded(saved, tmp_path):
+    folder = shutil.copytree(saved("clip"), tmp_path / "damaged")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["vision_model.encoder.layers.0.mlp.fc1.indices"][0] = 30000
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    hf.CLIPTextModel.from_pretrained(folder)  # reads the other half
+    with pytest.raises(ValueError, match=r"encoder\.layers\.0\.mlp\.fc1: .*found 30000"):
+        hf.CLIPVisionModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["bert", "clip"])
+def test_no_dense_model_is_built_from_the_configuration_of_a_condensed_one(name, saved):
+    case = BY_NAME[name]
+    config = hf.AutoConfig.from_pretrained(saved(name))
+    for build in (lambda: case.auto.from_config(config), lambda: type(trained(name))(trained(name).config)):
+        with pytest.raises(ValueError, match="only from_pretrained can"):
+            build()
+    with torch.device("meta"):  # as tools do that only want sizes
+        case.auto.from_config(config)
+
+
+def test_the_way_out_that_the_refusal_names(saved):
+    config = hf.AutoConfig.from_pretrained(saved("bert"))
+    del config.quantization_config
+    model = sparsify(BY_NAME["bert"].auto.from_config(config), SRigLConfig(init="random"))
+    assert condensed(model).keys() == condensed(trained("bert")).keys()
 
 
 @every_model
@@ -565,7 +612,9 @@ def test_trainer_checkpoints_load_and_resume(name, tmp_path):
 
 def plain(config):
     values = config.to_dict()
-    values.pop("quantization_config", None)
+    for part in (values, *values.values()):  # CLIP's parts have their own
+        if isinstance(part, dict):
+            part.pop("quantization_config", None)
     return values
 
 

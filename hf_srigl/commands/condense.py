@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hf_srigl.card import write_card
 from hf_srigl.commands import common
 from hf_srigl.commands.checkpoints import (
     Loaded,
@@ -22,7 +23,6 @@ from hf_srigl.commands.checkpoints import (
 )
 from hf_srigl.commands.common import CommandError, Commands, count, megabytes, one_line
 from hf_srigl.config import SRigLConfig
-from hf_srigl.hub import write_card
 from hf_srigl.masks import ZerosInLayer, condense_zeros
 from hf_srigl.report import SparsityReport, sparsity_report
 from hf_srigl.surgery import config_of, sparsify

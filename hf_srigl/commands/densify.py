@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from hf_srigl.card import remove_card_section
 from hf_srigl.commands import common
 from hf_srigl.commands.checkpoints import (
     check_new,
@@ -16,7 +17,6 @@ from hf_srigl.commands.checkpoints import (
     weight_files,
 )
 from hf_srigl.commands.common import Commands, megabytes
-from hf_srigl.hub import remove_card_section
 from hf_srigl.surgery import densify
 
 EXAMPLES = """examples:

@@ -4,7 +4,8 @@ On CPUs it runs on native kernels (`cpu`) where these are compiled in and cheape
 tensor cores (`cuda`); `choose` and `kernel_for` say which.
 
 As a registered operator it is opaque to `torch.compile` (no graph break, no recompilation when the collection of the
-dense gradient is switched on) and saves for backward only x, the values, the indices and the active rows.
+dense gradient is switched on) and saves for backward only x, the values, the indices and the active rows. Calls that
+nobody can observe as an operator (`_unobserved`: plain inference) skip PyTorch's dispatcher.
 """
 
 from __future__ import annotations
@@ -12,19 +13,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from hf_srigl import topology
-from hf_srigl.ops import choose, choose_cuda, cpu, cuda, reference
+from hf_srigl.ops import choose, choose_cuda, copies, cpu, cuda, reference
 from hf_srigl.ops.choose import kernel_for
 from hf_srigl.ops.collect import collection
 
 __all__ = ["condensed_linear", "condensed_linear_backward", "kernel_for"]
 
 
-@torch.library.custom_op("hf_srigl::condensed_linear", mutates_args=())
 def condensed_linear(
-    x: Tensor, weight: Tensor, indices: Tensor, active: Tensor, bias: Tensor | None, handle: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    active: Tensor,
+    bias: Tensor | None,
+    handle: Tensor | None,
+    keep_dense: bool = False,
 ) -> Tensor:
     """``y = x W^T + bias`` with W (N, K) in condensed form (`hf_srigl.topology`).
 
@@ -33,24 +40,62 @@ def condensed_linear(
         weight: (B,) values. indices: (B,) int16 or int32. active: (N,) bool. bias: (N,) or None.
         handle: of the layer's `hf_srigl.ops.collect.DenseGradient`, a 0-d int64 CPU tensor; None where no gradient is
             wanted, so that a compiled inference graph has no input on the CPU.
+        keep_dense: if the call needs no gradient and `weight` is a parameter too dense to gain from the kernels, a dense
+            copy of it may be kept for the next call (`hf_srigl.ops.copies`).
 
     Returns:
         (..., N), contiguous, sharing no memory with the inputs. Gradients flow to x, weight and bias.
 
     Example:
-        >>> indices, active = torch.tensor([0, 2, 1, 2]), torch.tensor([True, False, True])
+        >>> indices, active = torch.tensor([0, 2, 1, 2], dtype=torch.int16), torch.tensor([True, False, True])
         >>> condensed_linear(torch.ones(1, 3), torch.tensor([1.0, 2.0, 3.0, 4.0]), indices, active, None, None)
         tensor([[3., 0., 7.]])
     """
-    kernel = choose.implementation(x, weight, active, bias)
+    if torch.compiler.is_compiling() or not _unobserved(x, weight, bias):
+        return _operator(x, weight, indices, active, bias, handle)
+    return _forward(x, weight, indices, active, bias, keep_dense and type(weight) is nn.Parameter)
+
+
+def _unobserved(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether nothing needs to see this call as an operator: no gradient, tracer, mode, transform or tensor subclass.
+
+    The operator's way through PyTorch's dispatcher costs 12 to 17 us, as much as a small product.
+    """
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return False
+    return (
+        x.is_cpu
+        and type(x) is Tensor
+        and (type(weight) is nn.Parameter or type(weight) is Tensor)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._is_torch_function_mode_enabled()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def _forward(x: Tensor, weight: Tensor, indices: Tensor, active: Tensor, bias: Tensor | None, may_keep: bool) -> Tensor:
+    kernel = choose.implementation(x, weight, active, bias, may_keep)
     if kernel != "reference" and choose_cuda.concerns(x.device, choose.asked_for()):
         return cuda.forward(kernel, x, weight, indices, active, bias)
     if kernel == "cpu":
         return cpu.forward(x, weight, indices, active, bias)
+    if kernel == "copy":
+        return functional.linear(x, copies.dense_copy(weight, indices, active, x.shape[-1]), bias)
     return reference.forward(x, weight, indices, active, bias, cpu.scatter if kernel == "dense" else topology.scatter)
 
 
-@condensed_linear.register_fake
+@torch.library.custom_op("hf_srigl::condensed_linear", mutates_args=())
+def _operator(
+    x: Tensor, weight: Tensor, indices: Tensor, active: Tensor, bias: Tensor | None, handle: Tensor | None
+) -> Tensor:
+    copies.forget(weight)  # training, most likely: a copy would soon be stale
+    return _forward(x, weight, indices, active, bias, may_keep=False)
+
+
+@_operator.register_fake
 def _(x: Tensor, weight: Tensor, indices: Tensor, active: Tensor, bias: Tensor | None, handle: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], active.shape[0])
 
@@ -117,4 +162,4 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, grad_weight, None, None, grad_bias, None
 
 
-condensed_linear.register_autograd(_backward, setup_context=_save_for_backward)
+_operator.register_autograd(_backward, setup_context=_save_for_backward)

@@ -16,15 +16,10 @@ from hf_srigl.ops.plans import Plan, plan
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
-def supports(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether the kernels take tensors of these types and places."""
-    return (
-        x.dtype in DTYPES
-        and weight.dtype is x.dtype
-        and (bias is None or bias.dtype is x.dtype)
-        and x.is_cpu
-        and weight.is_cpu
-    )
+def same_types(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether x, the values and the bias are of one dtype and on one device, as the kernels want them."""
+    same = weight.dtype is x.dtype and weight.device == x.device
+    return same and (bias is None or (bias.dtype is x.dtype and bias.device == x.device))
 
 
 def forward(x: Tensor, weight: Tensor, indices: Tensor, active: Tensor, bias: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-ABI = 2  # of src/condensed.h
+ABI = 3  # of src/condensed.h
 ISA_VARIABLE = "HF_SRIGL_ISA"  # avx512, avx2, neon or portable: use this instruction set, for tests and comparisons
 PATH_VARIABLE = "HF_SRIGL_LIBRARY"  # path of another build of the library, such as the sanitized one of `make asan`
 
@@ -29,6 +29,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "srigl_plan_fan_in": (_i64, [_pointer]),
     "srigl_plan_fits": (_int, [_pointer, _pointer, _pointer]),
     "srigl_fingerprint": (ctypes.c_uint64, [_pointer, _int, _pointer, _i64, _i64]),
+    "srigl_sample": (ctypes.c_uint64, [_pointer, _i64, _int]),
     "srigl_forward": (
         _int,
         [_pointer, _pointer, _pointer, _pointer, _pointer, _i64, _pointer, _i64, _int, _int],

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 // Bumped whenever a signature below changes; the Python side refuses a library with another number.
-#define SRIGL_ABI 2
+#define SRIGL_ABI 3
 
 enum srigl_status {
     SRIGL_OK = 0,
@@ -57,6 +57,9 @@ SRIGL_API int srigl_plan_fits(const srigl_plan* plan, const void* indices, const
 // A hash of (indices, active), to recognise a topology that arrives in another tensor object.
 SRIGL_API uint64_t srigl_fingerprint(const void* indices, int index_bytes, const uint8_t* active, int64_t n_out,
                                      int64_t slots);
+
+// A hash of up to 64 evenly spaced values of 2 or 4 bytes: cheap, and different after nearly every change of all of them.
+SRIGL_API uint64_t srigl_sample(const void* values, int64_t slots, int value_bytes);
 
 // y(rows, N) = x(rows, K) W^T + bias. x, values, bias and y share `dtype`; bias may be NULL. Strides are in elements,
 // from one row to the next. `indices` must hold what the plan was made from.

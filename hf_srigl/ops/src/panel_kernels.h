@@ -47,6 +47,15 @@ template <typename I> SRIGL_INLINE int64_t column(I i);
 template <> SRIGL_INLINE int64_t column(int16_t i) { return (uint16_t)i; }
 template <> SRIGL_INLINE int64_t column(int32_t i) { return (uint32_t)i; }
 
+// How many slots ahead values and indices are prefetched where slots are read in order: hardware prefetchers stop at the
+// end of each page, and behind a first page that is in no cache waits a walk through the page tables.
+constexpr int64_t kSlotsAhead = 512;
+
+template <typename I, typename F> SRIGL_INLINE void prefetch_slots(const I* indices, const F* values) {
+    SRIGL_PREFETCH(values + kSlotsAhead);
+    SRIGL_PREFETCH(indices + kSlotsAhead);
+}
+
 // acc[v] += sum of value * panel row, over `count` slots; panel rows are L apart. With few vectors a single chain of additions would wait for
 // itself (4 cycles each), hence CHAINS independent ones.
 template <typename V, int NV, int64_t L, typename I, typename F>
@@ -60,6 +69,7 @@ SRIGL_INLINE void accumulate(const I* ip, const F* vp, int64_t count, const floa
         // One vector per slot makes the loads the bottleneck: take W values with one load and spread them by permuting.
         for (; j + V::W <= count; j += V::W) {
             const typename V::T w = V::load(vp + j);
+            prefetch_slots(ip + j, vp + j);
             SRIGL_UNROLL
             for (int q = 0; q < V::W; ++q) {
                 const float* x = src + column(ip[j + q]) * L;

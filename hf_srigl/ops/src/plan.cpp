@@ -160,4 +160,15 @@ uint64_t srigl_fingerprint(const void* indices, int index_bytes, const uint8_t* 
     return srigl::hash((const uint8_t*)indices, slots * index_bytes, srigl::hash(active, n_out, (uint64_t)slots));
 }
 
+uint64_t srigl_sample(const void* values, int64_t slots, int value_bytes) {
+    uint64_t h = (uint64_t)slots;
+    const int64_t n = slots < 64 ? slots : 64;
+    for (int64_t i = 0; i < n; ++i) {
+        uint32_t v = 0;
+        memcpy(&v, (const char*)values + (slots - 1) * i / (n > 1 ? n - 1 : 1) * value_bytes, value_bytes == 2 ? 2 : 4);
+        h = srigl::mix(h, v);
+    }
+    return h;
+}
+
 }  // extern "C"
