@@ -9,7 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
 from conftest import Toy, tiny_bert, training_args
 from hf_srigl import SparseTrainer, SRigLConfig, sparsify, sparsity_report
@@ -407,3 +413,38 @@ def test_what_densify_refuses(dense, tmp_path, done, fails):
     assert "not a whole safetensors file" in fails("densify", tmp_path / "sparse", tmp_path / "out")
     shutil.rmtree(tmp_path / "sparse")
     assert "there is no" in fails("densify", tmp_path / "sparse", tmp_path / "out")
+
+
+def test_calibrating_on_text(tmp_path, done, fails):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = [f"w{i}" for i in range(90)]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(["[UNK]", "[PAD]", *words])}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    dense = tmp_path / "dense"
+    tiny_bert().save_pretrained(dense)
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(" ".join(words[i : i + 5]) for i in range(40)) + "\n")
+    assert "needs a tokenizer" in fails("condense", dense, tmp_path / "no", "--calibrate", text)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", model_max_length=16
+    ).save_pretrained(dense)
+    facts = done("condense", dense, tmp_path / "wanda", "--sparsity", "0.7", "--calibrate", text)
+    assert facts["method"] == facts["config"]["init"] == "wanda"
+    done("condense", dense, tmp_path / "magnitude", "--sparsity", "0.7")
+    masks = [AUTO.from_pretrained(tmp_path / name).get_submodule(QUERY).mask() for name in ("wanda", "magnitude")]
+    assert masks[0].sum() == masks[1].sum()
+    assert not torch.equal(*masks)
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    assert "has no text to calibrate on" in fails("condense", dense, tmp_path / "no", "--calibrate", empty)
+    assert "cannot read" in fails("condense", dense, tmp_path / "no", "--calibrate", tmp_path / "absent.txt")
+    with pytest.raises(SystemExit):
+        main(["condense", str(dense), str(tmp_path / "no"), "--from-zeros", "--calibrate", str(text)])
+
+
+def test_a_ramp_in_the_configuration_does_not_make_one_shot_dense(tmp_path, dense, done):
+    SRigLConfig.for_finetuning(0.7).to_json_file(tmp_path / "ramp.json")
+    facts = done("condense", dense, tmp_path / "out", "--config", tmp_path / "ramp.json")
+    assert facts["report"]["target_sparsity"] == pytest.approx(0.7, abs=0.02)

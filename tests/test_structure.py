@@ -68,6 +68,7 @@ ORDER = [
     "commands.common",
     "commands.checkpoints",
     "commands.inspect",
+    "commands.calibrate",
     "commands.condense",
     "commands.densify",
     "commands.plot",
