@@ -160,8 +160,16 @@ def _base_model(model: nn.Module, repo_id: str) -> str | None:
 
 
 def remove_card_section(path: str | PathLike[str]) -> None:
-    """Take `card_section` out of the model card file at `path`, as the model is dense again."""
+    """Take `card_section` and the tags "srigl" and "sparse" out of the model card file at `path`: the model is dense again."""
     with open(path, encoding="utf-8") as file:
         card = file.read()
+    parsed = ModelCard(
+        re.sub(f"\n*{CARD_START}.*?{CARD_END}\n?", "\n", card, flags=re.DOTALL), ignore_metadata_errors=True
+    )
+    tags = [tag for tag in parsed.data.get("tags") or [] if tag not in TAGS]
+    if tags:
+        parsed.data["tags"] = tags
+    else:
+        parsed.data.pop("tags")
     with open(path, "w", encoding="utf-8") as file:
-        file.write(re.sub(f"\n*{CARD_START}.*?{CARD_END}\n?", "\n", card, flags=re.DOTALL))
+        file.write(str(parsed))

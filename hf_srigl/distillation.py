@@ -48,7 +48,7 @@ def token_weights(inputs: Mapping[str, Any], rows: torch.Size) -> Tensor | None:
 
     Example:
         >>> token_weights({"attention_mask": torch.tensor([[1, 1, 0]])}, torch.Size([1, 3]))
-        tensor([[True, True, False]])
+        tensor([[ True,  True, False]])
     """
     for name, ignored in (("attention_mask", 0), ("labels", -100)):
         tensor = inputs.get(name)

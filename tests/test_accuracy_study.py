@@ -50,7 +50,7 @@ def test_a_small_grid_runs_resumes_and_beats_chance(tmp_path):
     output = tmp_path / "grid.jsonl"
     command = [
         sys.executable, str(STUDY / "run.py"), "--task", "shakespeare", "--sparsity", "0.8", "--seeds", "0",
-        "--lr", "3e-3", "--epochs", "0.005", "--batch", "8", "--output", str(output),
+        "--lr", "3e-3", "--epochs", "0.003", "--batch", "8", "--output", str(output),
         "--evaluate", "16", "--methods",
     ]  # fmt: skip
     for methods in (["srigl-0.9"], ["srigl-0.9", "rigl", "ramp-kd"]):
@@ -58,4 +58,4 @@ def test_a_small_grid_runs_resumes_and_beats_chance(tmp_path):
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [found["method"] for found in rows] == ["srigl-0.9", "rigl", "ramp-kd"]
     assert all(found["target_sparsity"] == pytest.approx(0.8, abs=0.01) for found in rows)
-    assert all(found["test"] < 60 for found in rows)  # perplexity; guessing among all characters gives about 100
+    assert all(found["test"] < 70 for found in rows)  # perplexity; guessing among all characters gives about 100

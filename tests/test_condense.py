@@ -117,7 +117,7 @@ def test_condense_keeps_what_lies_beside_the_weights(dense, tmp_path, done):
     assert facts["not_copied"] == ["optimizer.pt"]
     assert (tmp_path / "out" / "vocab.txt").read_text() == "this is vocab.txt"
     card = (tmp_path / "out" / "README.md").read_text()
-    assert card.startswith("# A model\n")
+    assert card.startswith("---\nlibrary_name: transformers\ntags:\n- srigl\n- sparse\n---\n# A model\n")
     assert "import hf_srigl" in card
     for name in ("trainer_state.json", "optimizer.pt", "checkpoint-5", ".gitattributes"):
         assert not (tmp_path / "out" / name).exists()
@@ -376,7 +376,7 @@ def test_densify_gives_back_an_ordinary_checkpoint(dense, tmp_path, done):
     assert kept.sum(1).unique().tolist() == [8]
     assert torch.equal(plain[f"{QUERY}.weight"][kept], original[f"{QUERY}.weight"][kept])
     assert "quantization_config" not in json.loads((tmp_path / "again" / "config.json").read_text())
-    assert (tmp_path / "again" / "README.md").read_text() == "# A model\n"
+    assert (tmp_path / "again" / "README.md").read_text() == "---\nlibrary_name: transformers\n---\n# A model\n"
     assert "vocab.txt" in facts["copied"]
     assert facts["condensed_file_bytes"] < facts["file_bytes"]
 

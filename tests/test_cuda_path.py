@@ -37,6 +37,9 @@ def waits(function, args):
     return by_mask or function.overloadpacket in WAITS
 
 
+OPERATORS = {operator._qualname: operator for operator in (ops._operator, ops.condensed_linear_backward)}
+
+
 class Watch(TorchDispatchMode):
     """Refuses every operation that waits for a GPU, inside our operators too; records the products' dtypes."""
 
@@ -49,7 +52,7 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         if function.namespace == "hf_srigl":
             with self:
-                return getattr(ops, function._schema.name.removeprefix("hf_srigl::"))._init_fn(*args, **kwargs)
+                return OPERATORS[function._schema.name]._init_fn(*args, **kwargs)
         if waits(function, args) and args[0].data_ptr() not in self.allowed:
             raise RuntimeError(f"{function} waits for the GPU")
         if function.overloadpacket in (aten.mm, aten.addmm, aten.matmul):

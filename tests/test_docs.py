@@ -71,7 +71,7 @@ def test_the_python_blocks_of_the_readme_run_in_order(run, tmp_path):
 
 @no_accelerator
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's call into transformers
-@pytest.mark.parametrize("page", ["choosing", "finetuning", "pretraining", "migrating", "troubleshooting"])
+@pytest.mark.parametrize("page", ["choosing", "finetuning", "pretraining", "migrating", "troubleshooting", "scaling"])
 def test_the_python_blocks_of_a_page_run_in_order(page, run):
     code = blocks((ROOT / "docs" / f"{page}.md").read_text(), "python")
     assert len(code) >= 2
@@ -80,7 +80,7 @@ def test_the_python_blocks_of_a_page_run_in_order(page, run):
 
 def test_no_page_has_blocks_that_nobody_runs():
     """Pages not named above have only doctests, which are run here."""
-    run_above = {"README", "choosing", "finetuning", "pretraining", "migrating", "troubleshooting"}
+    run_above = {"README", "choosing", "finetuning", "pretraining", "migrating", "troubleshooting", "scaling"}
     for page in PAGES:
         if page.stem not in run_above:
             for block in blocks(page.read_text(), "python"):
