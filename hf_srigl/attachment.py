@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import AutoHfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_srigl.config import SRigLConfig
 from hf_srigl.linear import CondensedLinear
@@ -57,8 +58,17 @@ def is_on_ramp(model: nn.Module) -> bool:
 
 
 def refresh_budgets(model: nn.Module) -> None:
-    """Let the configuration that will be saved know the layers' budgets after a change."""
+    """Let the configuration that will be saved know the layers' budgets after a change.
+
+    Raises:
+        ValueError: a model with condensed layers carries no configuration, since only a part of it was given to `sparsify`.
+    """
     for part in _outermost_pretrained(model):
+        if not isinstance(getattr(part.config, "quantization_config", None), QuantizationConfigMixin):
+            raise ValueError(
+                f"{type(part).__name__} has condensed layers but does not know it: only a part of it was sparsified. Call "
+                "sparsify on the model that is trained and saved, and choose the part with target_modules"
+            )
         for module in (part, *condensed_parts(part).values()):
             module.config.quantization_config.layers = _budgets(module)
 
@@ -80,8 +90,15 @@ def _attach_format(model: PreTrainedModel, config: SRigLConfig) -> None:
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and condensed_layers(module):  # a base model may be saved by itself
             module._weight_conversions = []
+    if _refresh_after_loading not in model._load_state_dict_post_hooks.values():
+        model.register_load_state_dict_post_hook(_refresh_after_loading)
     model.add_model_tags(["srigl", "sparse"])
     quantizer.write_cards_of(model)
+
+
+def _refresh_after_loading(model: nn.Module, incompatible_keys: Any) -> None:
+    """A state further down a ramp has made layers smaller."""
+    refresh_budgets(model)
 
 
 def _quantizer(model: nn.Module, config: SRigLConfig, **part: str) -> Any:
@@ -143,6 +160,9 @@ def detach(model: nn.Module) -> None:
         module.__dict__.pop("_weight_conversions", None)
         if getattr(getattr(module.config, "quantization_config", None), "quant_method", None) == "srigl":
             del module.config.quantization_config  # T5's stacks have copies of the configuration
+        hooks = module._load_state_dict_post_hooks
+        for key in [key for key, hook in hooks.items() if hook is _refresh_after_loading]:
+            del hooks[key]
         if "hf_quantizer" in module.__dict__:
             module.hf_quantizer.remove_quantization_config(module)
             module.model_tags = [tag for tag in module.model_tags or [] if tag not in ("srigl", "sparse")] or None

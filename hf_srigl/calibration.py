@@ -33,14 +33,14 @@ def input_norms(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iter
     squares: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].detach().float()
+        def add(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            x = (*inputs, *named.values())[0].detach().float()
             here = x.reshape(-1, x.shape[-1]).square().sum(0)
             squares[name] = squares[name] + here if name in squares else here
 
         return add
 
-    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
     training = {module: module.training for module in model.modules()}
     device = next(model.parameters()).device
     seen = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn, optim
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging
+from transformers.utils import is_peft_available, logging
 
 from hf_srigl.history import HISTORY_FILE, History, leave_pictures
 from hf_srigl.optimizers import refused_by_name
@@ -90,6 +91,11 @@ class SRigLCallback(TrainerCallback):
             raise ValueError(
                 "load_best_model_at_end would pick a checkpoint from the ramp, where the model is denser and better: use "
                 "SparseTrainer, which compares only models at the final sparsity, or leave out ramp_until"
+            )
+        if is_on_ramp(model) and is_peft_available() and isinstance(model, importlib.import_module("peft").PeftModel):
+            raise ValueError(
+                "a sparsity ramp changes the base model, and PEFT saves only the adapters: go down the ramp first, then add "
+                "adapters; or leave out ramp_until"
             )
         if args.learning_rate == DEFAULT_LEARNING_RATE:
             logger.warning_once(

@@ -16,7 +16,7 @@ from transformers.trainer_utils import sort_checkpoints
 
 from hf_srigl.sharding import barrier, rank
 
-INCOMPLETE = ".incomplete"
+INCOMPLETE = "_incomplete"  # what begins like this is left out of the Trainer's uploads
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[str]:
         >>> with written_whole(tmp_path / "checkpoint-5") as folder:
         ...     torch.save(torch.ones(3), os.path.join(folder, "weights"))
         ...     print(os.listdir(tmp_path))
-        ['.incomplete']
+        ['_incomplete']
         >>> os.listdir(tmp_path), os.listdir(tmp_path / "checkpoint-5")
         (['checkpoint-5'], ['weights'])
     """
@@ -85,7 +85,7 @@ def discard_older(folder: str, limit: int | None, best: str | None) -> None:
 
 
 def _first_on_its_machine() -> bool:
-    return int(os.environ.get("LOCAL_RANK", rank())) == 0
+    return int(os.environ.get("LOCAL_RANK", rank())) <= 0  # -1: older launchers' word for one process
 
 
 def _publish(staging: str, path: str | os.PathLike[str]) -> None:

@@ -40,18 +40,20 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, weig
     return temperature**2 * (rows * weights).sum() / weights.sum().clamp(min=1)
 
 
-def token_weights(inputs: Mapping[str, Any], rows: torch.Size) -> Tensor | None:
-    """What counts among the rows of a batch: real tokens by `attention_mask`, else labels other than -100, else all.
+def token_weights(inputs: Mapping[str, Any], rows: torch.Size, *, encoder_decoder: bool = False) -> Tensor | None:
+    """What counts among the rows of a batch: real tokens; None if there is nothing that says so, and all count alike.
 
     Args:
         inputs: of the model. rows: the shape of its logits without the classes.
+        encoder_decoder: the rows are those of the decoder, whose real tokens have labels other than -100; elsewhere
+            `attention_mask` tells.
 
     Example:
         >>> token_weights({"attention_mask": torch.tensor([[1, 1, 0]])}, torch.Size([1, 3]))
         tensor([[ True,  True, False]])
     """
-    for name, ignored in (("attention_mask", 0), ("labels", -100)):
-        tensor = inputs.get(name)
-        if len(rows) == 2 and isinstance(tensor, Tensor) and tensor.shape == rows:
-            return tensor != ignored
+    name, ignored = ("labels", -100) if encoder_decoder else ("attention_mask", 0)
+    tensor = inputs.get(name)
+    if len(rows) == 2 and isinstance(tensor, Tensor) and tensor.shape == rows:
+        return tensor != ignored
     return None

@@ -27,7 +27,8 @@ def condense_under(
 
     Args:
         model, progress: as for `sparsify`.
-        config: its targets say which layers; `sparsity`, `distribution` and `init` are only remembered.
+        config: its targets say which layers; `sparsity`, `distribution` and `init` are only remembered, and a ramp or an
+            unstructured start is left out of what the model carries.
         mask_of: (name, weight (N, K)) -> bool (N, K) on the weight's device, all rows alike in fan-in or empty (ablated); None
             leaves a layer dense.
 
@@ -42,6 +43,8 @@ def condense_under(
         )
     """
     targets = sound_targets(model, config)
+    # Given masks are constant in fan-in and final: nothing is to be trimmed on the way to some other sparsity
+    config = dataclasses.replace(config, structure="constant_fan_in", ramp_until=None, ramp_from=0.0)
     for name, module in logging.tqdm(targets.items(), desc="Condensing layers", disable=not progress):
         weight = dense_weight(module)
         mask = mask_of(name, weight)

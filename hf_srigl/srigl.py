@@ -93,6 +93,9 @@ class SRigL:
         if config.stagger and self._interval is not None:
             self._offsets |= dict(zip(self.trained, stagger_offsets(len(self.trained), self._interval), strict=True))
         self._model, self._rule = model, Rule(layers, config, total_steps)
+        self._slots = {name: layer.weight.numel() for name, layer in layers.items()}
+        if self._rule.ramp.end is not None:
+            refresh_budgets(model)  # refuses now what it would refuse in the middle of an update
         self._warn_of_few_updates()
         self._device = next(iter(layers.values())).weight.device
         self._places = {name: place for place, name in enumerate(layers)}
@@ -167,6 +170,13 @@ class SRigL:
 
     def resume_at(self, steps: int, postponed: list[str] | None = None) -> None:
         """Continue after `steps` completed optimizer steps, with what is active now as all that was ever tried."""
+        for name, layer in self.layers.items() if sharding.world_size() > 1 else ():
+            if layer.weight.numel() != self._slots[name]:
+                raise RuntimeError(
+                    f"layer {name}: the checkpoint is further down a sparsity ramp and made its weight shorter "
+                    f"({self._slots[name]} to {layer.weight.numel()} values), but DDP has laid out its buckets already; load "
+                    "the model before wrapping it (DistributedDataParallel, accelerator.prepare)"
+                )
         self.steps = steps
         self._postponed = list(postponed or [])
         for layer in self.layers.values() if self._rule.ramp.end is not None else ():

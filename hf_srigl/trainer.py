@@ -153,10 +153,16 @@ class SRigLTrainerMixin(_TrainerMethods):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with torch.no_grad():
             expected = self.teacher(**inputs)["logits"]
-        weights = token_weights(inputs, expected.shape[:-1])
+        encoder_decoder = isinstance(self.model, PreTrainedModel) and bool(self.model.config.is_encoder_decoder)
+        weights = token_weights(inputs, expected.shape[:-1], encoder_decoder=encoder_decoder)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         distilled = distillation_loss(outputs["logits"], expected, self._temperature, weights)
-        if self.model_accepts_loss_kwargs and num_items_in_batch is not None:  # the Trainer will not divide any more
+        scaled = self.loss_is_scaled_for_ga
+        if scaled is None:  # the Trainer's own conclusion
+            scaled = (
+                self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            ) or self.compute_loss_func is not None
+        if scaled:  # the Trainer will not divide any more
             distilled = distilled / self.current_gradient_accumulation_steps
         loss = (1 - self._distillation_weight) * loss + self._distillation_weight * distilled
         return (loss, outputs) if return_outputs else loss

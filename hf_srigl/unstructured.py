@@ -71,8 +71,9 @@ class UnstructuredLinear(CondensedLinear):
                 layer.bias.copy_(bias)
         return layer
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """``x W^T + bias``: (..., K) -> (..., N)."""
+        x = input  # the name that nn.Linear gives it
         if x.shape[-1] != self.in_features:
             raise ValueError(f"expected inputs of size (..., {self.in_features}), got {tuple(x.shape)}")
         weight: Tensor = self.weight

@@ -211,7 +211,7 @@ def test_a_failed_write_touches_nothing_and_an_old_folder_is_replaced(tmp_path):
         Path(folder, "half").write_text(Path(folder, "missing").read_text())
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-1"]
     assert [p.name for p in path.iterdir()] == ["new"]
-    (tmp_path / ".incomplete" / "checkpoint-2").mkdir(parents=True)  # what a killed run leaves
+    (tmp_path / "_incomplete" / "checkpoint-2").mkdir(parents=True)  # what a killed run leaves
     assert get_last_checkpoint(tmp_path) == str(path)
     with written_whole(tmp_path / "checkpoint-3"):
         pass

@@ -32,7 +32,9 @@ def test_by_hand():
 def test_which_tokens_count():
     mask = torch.tensor([[1, 1, 0]])
     assert token_weights({"attention_mask": mask}, torch.Size([1, 3])).tolist() == [[True, True, False]]
-    assert token_weights({"labels": torch.tensor([[5, -100]])}, torch.Size([1, 2])).tolist() == [[True, False]]
+    both = {"attention_mask": torch.ones(1, 2), "labels": torch.tensor([[5, -100]])}
+    assert token_weights(both, torch.Size([1, 2]), encoder_decoder=True).tolist() == [[True, False]]
+    assert token_weights(both, torch.Size([1, 2])).tolist() == [[True, True]]
     assert token_weights({"attention_mask": mask}, torch.Size([1])) is None  # one row an example
     assert token_weights({}, torch.Size([1, 3])) is None
 
@@ -119,6 +121,19 @@ def test_accumulation_does_not_change_the_gradient(tmp_path, model, dataset):
     )
     assert close(whole, parts)
     assert not close(whole, weights_after(tmp_path, arguments=steps, **{**options, "teacher": None}))
+
+
+def test_accumulation_with_a_loss_function_of_ones_own(tmp_path):
+    """The Trainer divides nothing then; with weight 1 only the distillation is left."""
+
+    def own(outputs, labels, num_items_in_batch):
+        return nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+
+    options = {"teacher": quiet_bert(1), "distillation_weight": 1.0, "compute_loss_func": own}
+    steps = {"max_steps": 2, "optim": "sgd"}
+    whole = weights_after(tmp_path, arguments=steps, **options)
+    many = {**steps, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    assert close(whole, weights_after(tmp_path, arguments=many, **options))
 
 
 def test_evaluation_is_without_the_teacher(tmp_path):

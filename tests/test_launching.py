@@ -38,7 +38,7 @@ def test_the_example_resumes_exactly_and_on_another_number_of_processes(tmp_path
     (accuracy,) = processes.run(example, 1, tmp_path)
     assert accuracy > 0.6
     shutil.copytree(tmp_path / "run" / "checkpoint-20", tmp_path / "again" / "checkpoint-20")  # the middle of an epoch
-    (tmp_path / "again" / ".incomplete" / "checkpoint-40").mkdir(parents=True)
+    (tmp_path / "again" / "_incomplete" / "checkpoint-40").mkdir(parents=True)
     assert processes.run(example, 1, tmp_path, "again") == [accuracy]
     shutil.rmtree(tmp_path / "again" / "checkpoint-40")
     two = processes.run(example, 2, tmp_path, "again")  # random states of the other rank are missing, and not needed

@@ -15,8 +15,11 @@ _AT_ONCE, _MAX_TOKENS = 8, 512
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
 
 
-def text_batches(folder: Path, file: Path) -> Iterator[dict[str, Any]]:
+def text_batches(folder: Path, file: Path, positions: int | None) -> Iterator[dict[str, Any]]:
     """The first lines of `file` that are not empty, as the tokenizer in `folder` reads them, in batches.
+
+    Args:
+        positions: how many tokens the model can take, if there is a limit.
 
     Raises:
         CommandError: the file cannot be read or has no text, or there is no tokenizer.
@@ -36,7 +39,7 @@ def text_batches(folder: Path, file: Path) -> Iterator[dict[str, Any]]:
         raise CommandError(f"the tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    length = min(_MAX_TOKENS, tokenizer.model_max_length)
+    length = min(_MAX_TOKENS, tokenizer.model_max_length, positions or _MAX_TOKENS)
     for start in range(0, len(lines), _AT_ONCE):
         batch = tokenizer(
             lines[start : start + _AT_ONCE], padding=True, truncation=True, max_length=length, return_tensors="pt"

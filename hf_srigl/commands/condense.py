@@ -106,9 +106,11 @@ def run(arguments: argparse.Namespace) -> None:
             if arguments.from_zeros:
                 zeros = condense_zeros(source.model, config, progress=True)
             else:
-                batches = None if arguments.calibrate is None else text_batches(source.folder, arguments.calibrate)
+                positions = getattr(source.model.config, "max_position_embeddings", None)
+                calibrate = arguments.calibrate
+                batches = None if calibrate is None else text_batches(source.folder, calibrate, positions)
                 sparsify(source.model, config, calibration=batches, progress=True)
-        except ValueError as error:
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:  # of the model, on text it cannot take
             raise CommandError(f"{arguments.dense} cannot be condensed: {one_line(error)}") from error
         written = write(source, arguments.out)
     report = sparsity_report(source.model)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from hf_srigl import topology
@@ -51,6 +52,11 @@ def condensed_linear(
         >>> condensed_linear(torch.ones(1, 3), torch.tensor([1.0, 2.0, 3.0, 4.0]), indices, active, None, None)
         tensor([[3., 0., 7.]])
     """
+    if forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            "forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad) of a condensed layer is not implemented; "
+            "densify() the model first"
+        )
     if torch.compiler.is_compiling() or not _unobserved(x, weight, bias):
         return _operator(x, weight, indices, active, bias, handle)
     return _forward(x, weight, indices, active, bias, keep_dense and type(weight) is nn.Parameter)
@@ -68,6 +74,7 @@ def _unobserved(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         x.is_cpu
         and type(x) is Tensor
+        and not x.is_neg()
         and (type(weight) is nn.Parameter or type(weight) is Tensor)
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._is_torch_function_mode_enabled()
