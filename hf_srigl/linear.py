@@ -139,17 +139,19 @@ class CondensedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """``x W^T + bias``: (..., K) -> (..., N). Under autocast the product is computed in the autocast dtype."""
-        x = input  # the name that nn.Linear gives it
-        if x.shape[-1] != self.in_features:
-            raise ValueError(f"expected inputs of size (..., {self.in_features}), got {tuple(x.shape)}")
-        weight: Tensor = self.weight
-        bias: Tensor | None = self.bias
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        x, weight, bias = self._operands(input)
         handle = self.dense_grad.handle if torch.is_grad_enabled() else None
         keep = not self.training
         return condensed_linear(x, weight, self.indices, self.active, bias, handle, keep_dense=keep)
+
+    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x, checked, the values and the bias, all in the dtype of autocast if that is on."""
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"expected inputs of size (..., {self.in_features}), got {tuple(x.shape)}")
+        if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+            return x, self.weight, self.bias
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return x.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
 
     def train(self, mode: bool = True) -> Self:
         """As in `nn.Module`; in training, a dense copy kept for inference (`hf_srigl.ops.copies`) is dropped."""
@@ -208,15 +210,20 @@ class CondensedLinear(nn.Module):
         indices, active = topology.to_condensed(new_mask, self.indices.numel())
         if not bool(active.any()):
             raise ValueError("the new mask leaves no neuron active")
-        size = self.out_features * self.in_features
         old = topology.slot_positions(self.indices, self.active, self.in_features)
         new = topology.slot_positions(indices, active, self.in_features)
+        grown = self._move(old, new, carried)
+        self.indices.copy_(indices)
+        self.active.copy_(active)
+        return grown
+
+    def _move(self, old: Tensor, new: Tensor, carried: Iterable[Tensor]) -> Tensor:
+        """Move all (B,) tensors from the old slots' positions to the new ones'; returns the positions that were grown."""
+        size = self.out_features * self.in_features
         came_from = topology.slot_sources(old, new, size)
         for tensor in [self.weight.detach(), *([] if self.weight.grad is None else [self.weight.grad]), *carried]:
             values = shards.whole(tensor)
             shards.write(tensor, torch.where(came_from >= 0, values[came_from], values.new_zeros(())))
-        self.indices.copy_(indices)
-        self.active.copy_(active)
         return new[(came_from < 0) & (new < size)]
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_srigl import shards, topology
+from hf_srigl import shards
 from hf_srigl.linear import CondensedLinear
 from hf_srigl.ops.collect import DenseGradient
 
@@ -73,14 +73,7 @@ class UnstructuredLinear(CondensedLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """``x W^T + bias``: (..., K) -> (..., N)."""
-        x = input  # the name that nn.Linear gives it
-        if x.shape[-1] != self.in_features:
-            raise ValueError(f"expected inputs of size (..., {self.in_features}), got {tuple(x.shape)}")
-        weight: Tensor = self.weight
-        bias: Tensor | None = self.bias
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        x, weight, bias = self._operands(input)
         dense = _Expand.apply(weight, self.indices, (self.out_features, self.in_features), self.dense_grad)
         return nn.functional.linear(x, dense, bias)
 
@@ -99,12 +92,9 @@ class UnstructuredLinear(CondensedLinear):
         old = torch.where(self.indices >= 0, self.indices, size).long()
         indices = _padded(new_mask.reshape(-1).nonzero().squeeze(1), self.indices.numel())
         new = torch.where(indices >= 0, indices, size).long()
-        came_from = topology.slot_sources(old, new, size)
-        for tensor in [self.weight.detach(), *([] if self.weight.grad is None else [self.weight.grad]), *carried]:
-            values = shards.whole(tensor)
-            shards.write(tensor, torch.where(came_from >= 0, values[came_from], values.new_zeros(())))
+        grown = self._move(old, new, carried)
         self.indices.copy_(indices)
-        return new[(came_from < 0) & (new < size)]
+        return grown
 
     def _index_dtype(self) -> torch.dtype:
         return torch.int32
