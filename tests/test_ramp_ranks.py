@@ -52,7 +52,20 @@ def trainer(path, **arguments):
 def on_two(rank, path):
     run = trainer(os.path.join(path, "run"), per_device_train_batch_size=4)
     run.train()
-    return loop(rank, 2), topologies(run.model), run.model.state_dict()
+    whole = loop(rank, 2)
+    return whole, topologies(run.model), run.model.state_dict(), loaded_too_late(whole[2])
+
+
+def loaded_too_late(state):
+    net = sparsify(nn.Sequential(nn.Linear(20, 24), nn.Tanh(), nn.Linear(24, 16)), CONFIG)
+    wrapped = DistributedDataParallel(net)
+    srigl = SRigL(wrapped, optim.AdamW(net.parameters()), total_steps=STEPS)
+    net.load_state_dict(state)
+    try:
+        srigl.resume_at(STEPS - 5)
+    except RuntimeError as error:
+        return str(error)
+    return "nothing was said"
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +105,8 @@ def test_checkpoints_of_two_ranks_are_small_and_go_on_in_one_process(two, tmp_pa
         for name, tensor in two[0][2].items():
             if tensor.is_floating_point():
                 torch.testing.assert_close(resumed.model.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_loading_a_later_state_into_a_wrapped_model_is_refused(two):
+    assert all("layer 0: the checkpoint is further down a sparsity ramp" in rank[3] for rank in two)
+    assert all("load the model before wrapping it" in rank[3] for rank in two)
