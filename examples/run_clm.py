@@ -35,6 +35,7 @@ from transformers import (
 )
 
 from shared import (
+    NewModelArguments,
     Parser,
     SparseArguments,
     UserError,
@@ -54,30 +55,17 @@ logger = logging.getLogger(__name__)
 END = "<|endoftext|>"
 
 
-@dataclass
-class ModelArguments:
-    """Which model to start from, or to make."""
+@dataclass(kw_only=True)
+class ModelArguments(NewModelArguments):
+    """Which model to start from, or to make, and which tokenizer."""
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "A model on the Hub, or its folder."})
-    model_type: str | None = field(default=None, metadata={"help": "Of a new model: gpt2, llama, ..."})
-    config_name: str | None = field(default=None, metadata={"help": "A configuration, on the Hub or in a folder."})
-    config_overrides: str | None = field(
-        default=None, metadata={"help": "Changes to a new model: n_embd=128,n_layer=4"}
-    )
     tokenizer_name: str | None = field(default=None, metadata={"help": "A tokenizer other than the model's."})
     train_tokenizer: int | None = field(
         default=None, metadata={"help": "Make a byte-level BPE of so many tokens from the training text; at least 257."}
     )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded or prepared."})
-    model_revision: str = field(default="main", metadata={"help": "A branch, tag or commit of the model."})
-    token: str | None = field(default=None, metadata={"help": "Access token for the Hub; `hf auth login` stores one."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
 
     def __post_init__(self) -> None:
-        if self.model_name_or_path is not None and self.config_overrides is not None:
-            raise ValueError("config_overrides is for new models, leave out model_name_or_path or config_overrides")
-        if not (self.model_name_or_path or self.model_type or self.config_name):
-            raise ValueError("give model_name_or_path for a trained model, or model_type or config_name for a new one")
+        super().__post_init__()
         if self.train_tokenizer is None and not (self.tokenizer_name or self.model_name_or_path or self.config_name):
             raise ValueError("a new model needs a tokenizer: give tokenizer_name or train_tokenizer")
         if self.train_tokenizer is not None and self.train_tokenizer < 257:

@@ -35,6 +35,7 @@ from transformers import (
 
 from glue_metrics import GLUE_TASKS, load_metric
 from shared import (
+    HubArguments,
     Parser,
     SparseArguments,
     UserError,
@@ -52,17 +53,13 @@ from shared import (
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class ModelArguments:
+@dataclass(kw_only=True)
+class ModelArguments(HubArguments):
     """Which model, configuration and tokenizer to start from."""
 
     model_name_or_path: str = field(metadata={"help": "A model on the Hub, or its folder."})
     config_name: str | None = field(default=None, metadata={"help": "A configuration other than the model's."})
     tokenizer_name: str | None = field(default=None, metadata={"help": "A tokenizer other than the model's."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded or prepared."})
-    model_revision: str = field(default="main", metadata={"help": "A branch, tag or commit of the model."})
-    token: str | None = field(default=None, metadata={"help": "Access token for the Hub; `hf auth login` stores one."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
     ignore_mismatched_sizes: bool = field(default=False, metadata={"help": "Accept a head of another size."})
 
 

@@ -34,6 +34,7 @@ from transformers import (
 from glue_metrics import load_metric
 from images import Collator, ImageArguments, Transform, cross_entropy, to_mode, transforms
 from shared import (
+    NewModelArguments,
     Parser,
     SparseArguments,
     UserError,
@@ -53,27 +54,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
-@dataclass
-class ModelArguments:
+@dataclass(kw_only=True)
+class ModelArguments(NewModelArguments):
     """Which model to start from, or to make."""
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "A model on the Hub, or its folder."})
-    model_type: str | None = field(default=None, metadata={"help": "Of a new model: vit, deit, ..."})
-    config_name: str | None = field(default=None, metadata={"help": "A configuration, on the Hub or in a folder."})
-    config_overrides: str | None = field(
-        default=None, metadata={"help": "Changes to a new model: hidden_size=384,num_attention_heads=6"}
-    )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded or prepared."})
-    model_revision: str = field(default="main", metadata={"help": "A branch, tag or commit of the model."})
-    token: str | None = field(default=None, metadata={"help": "Access token for the Hub; `hf auth login` stores one."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
     ignore_mismatched_sizes: bool = field(default=False, metadata={"help": "Accept a head of another size."})
-
-    def __post_init__(self) -> None:
-        if self.model_name_or_path is not None and self.config_overrides is not None:
-            raise ValueError("config_overrides is for new models, leave out model_name_or_path or config_overrides")
-        if not (self.model_name_or_path or self.model_type or self.config_name):
-            raise ValueError("give model_name_or_path for a trained model, or model_type or config_name for a new one")
 
 
 @dataclass

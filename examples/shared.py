@@ -41,6 +41,34 @@ class SparseArguments(SRigLConfig):
     seed: int = field(default=0, init=False)
 
 
+@dataclass(kw_only=True)
+class HubArguments:
+    """How to fetch a model."""
+
+    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded or prepared."})
+    model_revision: str = field(default="main", metadata={"help": "A branch, tag or commit of the model."})
+    token: str | None = field(default=None, metadata={"help": "Access token for the Hub; `hf auth login` stores one."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+
+
+@dataclass(kw_only=True)
+class NewModelArguments(HubArguments):
+    """Which model to start from, or to make."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A model on the Hub, or its folder."})
+    model_type: str | None = field(default=None, metadata={"help": "Of a new model: gpt2, llama, vit, deit, ..."})
+    config_name: str | None = field(default=None, metadata={"help": "A configuration, on the Hub or in a folder."})
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Changes to a new model's configuration: hidden_size=384,num_attention_heads=6"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.model_name_or_path is not None and self.config_overrides is not None:
+            raise ValueError("config_overrides is for new models, leave out model_name_or_path or config_overrides")
+        if not (self.model_name_or_path or self.model_type or self.config_name):
+            raise ValueError("give model_name_or_path for a trained model, or model_type or config_name for a new one")
+
+
 class Parser(HfArgumentParser):
     """HfArgumentParser with a settings file in front: ``script.py settings.yaml --learning_rate 1e-4``.
 

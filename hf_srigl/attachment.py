@@ -16,6 +16,7 @@ from hf_srigl.ramp import final_budgets
 from hf_srigl.targets import condensed_parts
 
 FORMAT_VERSION = 1
+TAGS = ("srigl", "sparse")  # of every condensed model, and of its card
 
 
 def condensed_layers(model: nn.Module) -> dict[str, CondensedLinear]:
@@ -92,7 +93,7 @@ def _attach_format(model: PreTrainedModel, config: SRigLConfig) -> None:
             module._weight_conversions = []
     if _refresh_after_loading not in model._load_state_dict_post_hooks.values():
         model.register_load_state_dict_post_hook(_refresh_after_loading)
-    model.add_model_tags(["srigl", "sparse"])
+    model.add_model_tags(list(TAGS))
     quantizer.write_cards_of(model)
 
 
@@ -165,7 +166,7 @@ def detach(model: nn.Module) -> None:
             del hooks[key]
         if "hf_quantizer" in module.__dict__:
             module.hf_quantizer.remove_quantization_config(module)
-            module.model_tags = [tag for tag in module.model_tags or [] if tag not in ("srigl", "sparse")] or None
+            module.model_tags = [tag for tag in module.model_tags or [] if tag not in TAGS] or None
 
 
 def settle(model: nn.Module, config: SRigLConfig) -> None:

@@ -16,12 +16,12 @@ from huggingface_hub import ModelCard
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_srigl.attachment import TAGS
 from hf_srigl.report import sparsity_report
 from hf_srigl.speed import speed_of
 
 CARD_START, CARD_END = "<!-- hf_srigl -->", "<!-- /hf_srigl -->"
 PICTURE = "topology.png"
-TAGS = ("srigl", "sparse")
 
 _SECTION = re.compile(f"{CARD_START}.*?{CARD_END}\n?", flags=re.DOTALL)
 _DRAFT = re.compile(r"<!-- the rest of this card is a draft: ([0-9a-f]{16}) -->\n")

@@ -135,20 +135,10 @@ def asked_for() -> str:
     return os.environ.get(VARIABLE, "auto")
 
 
-def _choice(
-    mode: str,
-    device: str,
-    dtype: torch.dtype,
-    same_types: bool,
-    may_keep: bool,
-    rows: int,
-    n_out: int,
-    n_in: int,
-    values: int,
-) -> Choice:
-    choice = _decide(mode, device, dtype, same_types, may_keep, rows, n_out, n_in, values)
+def _choice(mode: str, device: str, dtype: torch.dtype, same_types: bool, may_keep: bool, *sizes: int) -> Choice:
+    choice = _decide(mode, device, dtype, same_types, may_keep, *sizes)
     if choice.name == "copy" and not _copies_wanted():
-        return _decide(mode, device, dtype, same_types, False, rows, n_out, n_in, values)
+        return _decide(mode, device, dtype, same_types, False, *sizes)
     return choice
 
 
