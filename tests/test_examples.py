@@ -341,3 +341,22 @@ def test_evaluating_a_dense_model_leaves_it_dense(tiny, words, tmp_path, monkeyp
     )
     assert type(made[0]) is Trainer
     assert not condensed_layers(made[0].model)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("again", [False, True])
+def test_padding_and_the_cache_of_tokens(tiny, words, tmp_path, monkeypatch, padded, again):
+    made, from_cache, original = [], [], Dataset.map
+
+    def watched(self, *args, **kwargs):
+        from_cache.append(kwargs.get("load_from_cache_file"))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Dataset, "map", watched)
+    monkeypatch.setattr(run_glue, "make_trainer", lambda *a, **k: made.append(shared.make_trainer(*a, **k)) or made[0])
+    flags = ["--pad_to_max_length"] * padded + ["--overwrite_cache"] * again
+    train = {"train_file": words / "train.csv", "max_steps": 1, "max_seq_length": 24}
+    run_glue.main(options(tmp_path, "--do_train", *flags, model_name_or_path=tiny, **train))
+    assert from_cache == [not again]
+    lengths = {len(ids) for ids in made[0].train_dataset["input_ids"]}
+    assert lengths == {24} if padded else max(lengths) < 24
