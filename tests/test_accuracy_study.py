@@ -7,14 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+from transformers import DefaultDataCollator
+
+from hf_srigl.surgery import condensed_layers
 
 STUDY = Path(__file__).parents[1] / "benchmarks" / "accuracy"
 
 
-@pytest.fixture
-def study(monkeypatch):
-    monkeypatch.syspath_prepend(str(STUDY))
-    return {name: importlib.import_module(name) for name in ("methods", "table")}
+@pytest.fixture(scope="module")
+def study():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(STUDY))
+        yield {name: importlib.import_module(name) for name in ("methods", "table", "tasks", "variants", "run")}
 
 
 def row(method, seed, test, lr=1e-3, sparsity=0.9, validation=None):
@@ -59,3 +65,81 @@ def test_a_small_grid_runs_resumes_and_beats_chance(tmp_path):
     assert [found["method"] for found in rows] == ["srigl-0.9", "rigl", "ramp-kd"]
     assert all(found["target_sparsity"] == pytest.approx(0.8, abs=0.01) for found in rows)
     assert all(found["test"] < 70 for found in rows)  # perplexity; guessing among all characters gives about 100
+
+
+class Attention(nn.Module):
+    """A query and two more layers: what a variant may treat differently."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.query, self.fc, self.classifier = nn.Linear(32, 24), nn.Linear(24, 24), nn.Linear(24, 3)
+
+    def forward(self, x, labels):
+        logits = self.classifier(torch.relu(self.fc(torch.relu(self.query(x)))))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.fixture(scope="module")
+def train(study):
+    """The weights of a small model, trained with a variant of the study."""
+    generator = torch.Generator().manual_seed(0)
+    xs, labels = torch.randn(128, 32, generator=generator), torch.randint(3, (128,), generator=generator)
+    rows = study["tasks"].Rows([{"x": x, "labels": label} for x, label in zip(xs, labels, strict=True)])
+    task = study["tasks"].Task(rows, rows, rows, Attention, DefaultDataCollator(), "accuracy", ("classifier",))
+    made = {}
+
+    def trained(variant):
+        run = {
+            "method": "srigl-0.95",
+            "variant": variant,
+            "sparsity": 0.8,
+            "lr": 1e-2,
+            "epochs": 3,
+            "batch": 16,
+            "seed": 0,
+        }
+        if variant not in made:
+            made[variant] = study["run"].train(task, {**run, "overrides": {"update_every": 4}})[0]
+        return made[variant]
+
+    return trained
+
+
+def weights(model):
+    return torch.cat([layer.to_dense().flatten() for layer in condensed_layers(model).values()])
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["qkv-ablatable", "last-micro-batch", "init-0.02", "init-as-dense", "moments-squared-gradient", "moments-warm-up"],
+)
+def test_a_variant_changes_the_outcome(train, variant):
+    assert not torch.allclose(weights(train(variant)), weights(train(None)))
+    assert (train(variant).query.active.all().item() is False) == (variant == "qkv-ablatable")
+
+
+def test_parts_of_a_batch_change_nothing_by_themselves(train):
+    """The control of last-micro-batch: all micro-batches count, so their number does not."""
+    assert torch.allclose(weights(train("micro-batches")), weights(train(None)), atol=1e-5)
+
+
+def test_grown_weights_warm_up(study):
+    """At age a the step is (a + 1) / 50 of a whole one; weights of the first topology take whole steps."""
+    kind = study["variants"]._WarmUp.__new__(study["variants"]._WarmUp)
+    weight = nn.Parameter(torch.ones(3))
+    state = {"age": torch.tensor([0.0, 24.0, torch.inf])}
+    with torch.no_grad():
+        kind.before(state, weight)
+        weight.zero_()
+        kind.after(state, weight)
+    assert torch.allclose(weight, torch.tensor([0.98, 0.5, 0.0]))
+
+
+def test_the_second_moment_of_a_grown_weight_starts_as_its_squared_gradient(study):
+    kind = study["variants"]._SquaredGradient.__new__(study["variants"]._SquaredGradient)
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.tensor([3.0, 3.0])
+    state = {"age": torch.tensor([0.0, 1.0]), "exp_avg_sq": torch.tensor([0.0, 5.0])}
+    kind.before(state, weight)
+    assert state["exp_avg_sq"].tolist() == [9.0, 5.0]

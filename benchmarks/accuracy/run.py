@@ -9,6 +9,7 @@ lines into tables.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -27,11 +28,12 @@ from tasks import TASKS, Task
 from torch import nn
 from torch.utils.data import Subset
 from transformers import PrinterCallback, Trainer, TrainingArguments
+from variants import VARIANTS, parts_of_a_batch
 
 from hf_srigl import SparseTrainer, sparsity_report
 
 RESULTS = Path(__file__).parent / "results"
-KEYS = ("task", "method", "sparsity", "lr", "epochs", "batch", "seed", "overrides")
+KEYS = ("task", "method", "variant", "sparsity", "lr", "epochs", "batch", "seed", "overrides")
 
 
 def main() -> None:
@@ -48,6 +50,7 @@ def main() -> None:
         run = {
             "task": arguments.task,
             "method": method,
+            "variant": None if METHODS[method] is None else arguments.variant,
             "sparsity": 0.0 if METHODS[method] is None else sparsity,
             "lr": lr,
             "epochs": arguments.epochs,
@@ -61,7 +64,8 @@ def main() -> None:
         task = TASKS[arguments.task](arguments.data) if task is None else task
         teacher = None
         if method in DISTILLED:
-            dense = {**run, "method": "dense", "sparsity": 0.0, "lr": arguments.teacher_lr, "overrides": {}}
+            plain = {"method": "dense", "variant": None, "sparsity": 0.0, "overrides": {}}
+            dense = {**run, **plain, "lr": arguments.teacher_lr}
             teacher = _teacher(task, dense, output.parent / "teachers")
         row = {**run, **train(task, run, teacher, arguments.evaluate)[1]}
         with output.open("a") as file:
@@ -76,16 +80,19 @@ def train(
     start = time.process_time()  # of this process's cores, so that other work on the machine does not count
     overrides = {**({"exclude_modules": list(task.head)} if task.head else {}), **run["overrides"]}
     config = config_of(run["method"], run["sparsity"], run["seed"], **overrides)
+    parts = parts_of_a_batch(run["variant"])
     with tempfile.TemporaryDirectory() as folder:
         training_arguments = TrainingArguments(
             output_dir=folder,
-            per_device_train_batch_size=run["batch"],
+            per_device_train_batch_size=run["batch"] // parts,
+            gradient_accumulation_steps=parts,
             per_device_eval_batch_size=256,
             num_train_epochs=run["epochs"],
             learning_rate=run["lr"],
             weight_decay=0.01,
             warmup_steps=0.1,
             lr_scheduler_type="cosine",
+            train_sampling_strategy=task.sampling,
             seed=run["seed"],
             use_cpu=True,
             report_to="none",
@@ -104,7 +111,8 @@ def train(
             Trainer(**options) if config is None else SparseTrainer(srigl_config=config, teacher=teacher, **options)
         )
         trainer.remove_callback(PrinterCallback)
-        steps = trainer.train().global_step
+        with VARIANTS[run["variant"]](trainer) if run["variant"] else contextlib.nullcontext():
+            steps = trainer.train().global_step
         seconds = time.process_time() - start
         scores = {}
         for name, dataset in (("validation", task.validation), ("test", task.test)):
@@ -142,7 +150,8 @@ def _accuracy(prediction: Any) -> dict[str, float]:
 
 
 def _key(run: dict[str, Any]) -> str:
-    return json.dumps([run[key] for key in KEYS], sort_keys=True)
+    known = [run.get(key) for key in KEYS]  # lines written before there were variants have none
+    return json.dumps(known, sort_keys=True)
 
 
 def _parse() -> argparse.Namespace:
@@ -158,6 +167,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--set", type=json.loads, default={}, metavar="JSON", help="more options: '{\"drop_fraction\": 0.1}'"
     )
+    parser.add_argument("--variant", choices=VARIANTS, help="a departure from what the library does (variants.py)")
     parser.add_argument("--data", type=Path, help="folder of the data, where it is not where its package puts it")
     parser.add_argument("--output", type=Path, help="file of JSON lines (results/TASK.jsonl beside this file)")
     parser.add_argument("--evaluate", type=int, metavar="N", help="examples to evaluate on (all), for a quick look")

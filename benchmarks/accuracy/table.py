@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-Cell = tuple[str, float, str]  # method, sparsity, overrides as JSON
+Cell = tuple[str, float, str, str]  # method, sparsity, overrides as JSON, variant
 
 
 def main() -> None:
@@ -40,9 +40,11 @@ def table(rows: list[Row], against: str) -> str:
         f"| method | sparsity | learning rate | seeds | validation | test | test - {against} | active neurons |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (method, sparsity, overrides), runs in sorted(cells.items(), key=lambda item: (item[0][1], item[0][0])):
-        other = cells.get((against, sparsity, "{}")) or cells.get((against, 0.0, "{}"), {})
-        name = method if overrides == "{}" else f"{method} {overrides}"
+    for (method, sparsity, overrides, variant), runs in sorted(
+        cells.items(), key=lambda item: (item[0][1], item[0][0])
+    ):
+        other = cells.get((against, sparsity, "{}", "")) or cells.get((against, 0.0, "{}", ""), {})
+        name = " ".join([method, *[overrides] * (overrides != "{}"), *[variant] * (variant != "")])
         first = next(iter(runs.values()))
         cell = [
             name,
@@ -59,10 +61,11 @@ def table(rows: list[Row], against: str) -> str:
 
 
 def best_rates(rows: list[Row]) -> dict[Cell, dict[int, Row]]:
-    """For each method, sparsity and overrides the runs, by seed, at the learning rate with the best validation score."""
+    """For each cell the runs, by seed, at the learning rate with the best validation score."""
     found: dict[Cell, dict[float, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        cell = (row["method"], row["sparsity"], json.dumps(row["overrides"], sort_keys=True))
+        overrides = json.dumps(row["overrides"], sort_keys=True)
+        cell = (row["method"], row["sparsity"], overrides, row.get("variant") or "")
         found[cell][row["lr"]][row["seed"]] = row
     best = {}
     for cell, rates in found.items():
