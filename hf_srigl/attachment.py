@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -41,6 +41,13 @@ def config_of(model: nn.Module) -> SRigLConfig | None:
         if isinstance(config, SRigLConfig):
             return config
     return None
+
+
+def is_condensed_config(config: PreTrainedConfig) -> bool:
+    """Whether a model's configuration says that its checkpoint is condensed."""
+    found = getattr(config, "quantization_config", None)
+    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    return method == "srigl"
 
 
 def attach(model: nn.Module, config: SRigLConfig) -> None:
@@ -159,7 +166,7 @@ def detach(model: nn.Module) -> None:
         if not isinstance(module, PreTrainedModel):
             continue
         module.__dict__.pop("_weight_conversions", None)
-        if getattr(getattr(module.config, "quantization_config", None), "quant_method", None) == "srigl":
+        if is_condensed_config(module.config):
             del module.config.quantization_config  # T5's stacks have copies of the configuration
         hooks = module._load_state_dict_post_hooks
         for key in [key for key, hook in hooks.items() if hook is _refresh_after_loading]:

@@ -16,12 +16,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import is_peft_available, logging
 
+from hf_srigl.attachment import hide_topology_from_ddp, is_on_ramp
 from hf_srigl.history import HISTORY_FILE, History, leave_pictures
 from hf_srigl.optimizers import refused_by_name
 from hf_srigl.report import sparsity_report
 from hf_srigl.sharding import launched_with
 from hf_srigl.srigl import SRigL
-from hf_srigl.surgery import hide_topology_from_ddp, is_on_ramp
 from hf_srigl.updates import UpdateReport
 
 logger = logging.get_logger(__name__)
@@ -157,7 +157,7 @@ class SRigLCallback(TrainerCallback):
     ) -> None:
         if self.srigl is None:
             return
-        if any(layer.budget > layer.smallest_budget for layer in self.srigl.layers.values()):
+        if model is not None and is_on_ramp(model):
             logger.warning(
                 f"Training ended at step {state.global_step}, before the ramp (ramp_until={self.srigl.config.ramp_until} of "
                 f"{state.max_steps} steps) reached the sparsity of {self.srigl.config.sparsity}: the model is denser. Resume "

@@ -23,10 +23,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from hf_srigl.attachment import FORMAT_VERSION, attach, condensed_layers, is_condensed_config
 from hf_srigl.card import write_card
 from hf_srigl.config import SRigLConfig
 from hf_srigl.linear import CondensedLinear
-from hf_srigl.surgery import FORMAT_VERSION, attach, condensed_layers, densify, insert_empty, sparsify
+from hf_srigl.surgery import densify, insert_empty, sparsify
 
 logger = logging.get_logger(__name__)
 
@@ -264,13 +265,6 @@ def explained_failure(repo_id: str | None, way_out: str) -> Iterator[None]:
             f"model and the files here are intact: {way_out}, which sends only what is missing."
         )
         raise
-
-
-def is_condensed_config(config: PreTrainedConfig) -> bool:
-    """Whether a model's configuration says that its checkpoint is condensed."""
-    found = getattr(config, "quantization_config", None)
-    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
-    return method == "srigl"
 
 
 def _refuse_dense_twins() -> None:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn, optim
 
+from hf_srigl.attachment import condensed_layers
 from hf_srigl.ops.copies import kept_copy
 from hf_srigl.optimizers import unwrap
-from hf_srigl.surgery import condensed_layers
 
 
 def live_bytes(model: nn.Module, optimizer: optim.Optimizer) -> int:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from hf_srigl.attachment import condensed_layers
 from hf_srigl.linear import CondensedLinear
 from hf_srigl.ops.copies import kept_copy
-from hf_srigl.surgery import condensed_layers
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn, optim
 
 from hf_srigl import fingerprint, sharding, shards
+from hf_srigl.attachment import condensed_layers, config_of, refresh_budgets
 from hf_srigl.config import SRigLConfig
 from hf_srigl.exploration import Explored
 from hf_srigl.gradients import all_sound, average
@@ -19,7 +20,6 @@ from hf_srigl.linear import CondensedLinear
 from hf_srigl.optimizers import check_optimizer, fit_state, movable_state, unwrap
 from hf_srigl.rule import Rule
 from hf_srigl.schedule import is_update_step, stagger_offsets, update_interval
-from hf_srigl.surgery import condensed_layers, config_of, refresh_budgets
 from hf_srigl.updates import LayerUpdate, UpdateReport
 
 logger = logging.getLogger(__name__)

@@ -15,14 +15,8 @@ from transformers.utils import logging
 
 from hf_srigl import topology
 from hf_srigl.attachment import (
-    FORMAT_VERSION,
-    attach,
     condensed_layers,
-    config_of,
     detach,
-    hide_topology_from_ddp,
-    is_on_ramp,
-    refresh_budgets,
     remember,
     settle,
 )
@@ -34,18 +28,6 @@ from hf_srigl.targets import find_targets
 from hf_srigl.unstructured import UnstructuredLinear
 
 logger = logging.get_logger(__name__)
-
-__all__ = [
-    "FORMAT_VERSION",
-    "attach",
-    "condensed_layers",
-    "config_of",
-    "densify",
-    "hide_topology_from_ddp",
-    "is_on_ramp",
-    "refresh_budgets",
-    "sparsify",
-]
 
 
 def sparsify(

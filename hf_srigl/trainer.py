@@ -19,6 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import logging
 
+from hf_srigl.attachment import attach, condensed_layers, config_of, hide_topology_from_ddp, is_on_ramp
 from hf_srigl.callback import SRigLCallback, check_arguments
 from hf_srigl.card import PICTURE, is_edited, write_card
 from hf_srigl.checkpoints import discard_older, written_whole
@@ -26,15 +27,7 @@ from hf_srigl.config import SRigLConfig
 from hf_srigl.distillation import distillation_loss, token_weights
 from hf_srigl.hub import explained_failure
 from hf_srigl.plots import plot_topology
-from hf_srigl.surgery import (
-    attach,
-    condensed_layers,
-    config_of,
-    generator_for,
-    hide_topology_from_ddp,
-    is_on_ramp,
-    sparsify,
-)
+from hf_srigl.surgery import generator_for, sparsify
 from hf_srigl.updates import UpdateReport
 
 CALIBRATION_EXAMPLES = 128  # as many as the Wanda paper takes
@@ -285,7 +278,7 @@ class SRigLTrainerMixin(_TrainerMethods):
                 raise ValueError(
                     f"the model is condensed already with {name}={getattr(carried, name)!r}, srigl_config says "
                     f"{getattr(given, name)!r}; densify() it first, or pass "
-                    f"dataclasses.replace(hf_srigl.surgery.config_of(model), ...) with new training options only"
+                    f"dataclasses.replace(hf_srigl.attachment.config_of(model), ...) with new training options only"
                 )
         attach(model, given)
         return model

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from hf_srigl.surgery import condensed_layers
+from hf_srigl.attachment import condensed_layers
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "transformers", "accelerate", "hf_srigl", "transformers.models.bert"])

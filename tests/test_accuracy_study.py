@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import DefaultDataCollator
 
-from hf_srigl.surgery import condensed_layers
+from hf_srigl.attachment import condensed_layers
 
 STUDY = Path(__file__).parents[1] / "benchmarks" / "accuracy"
 

@@ -16,9 +16,9 @@ from transformers.utils import logging
 
 from conftest import tiny_bert
 from hf_srigl import SRigLConfig, sparsify, sparsity_report
+from hf_srigl.attachment import config_of
 from hf_srigl.cli import main
 from hf_srigl.commands import checkpoints, demo
-from hf_srigl.surgery import config_of
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from transformers import (
 
 from conftest import Toy, tiny_bert, training_args
 from hf_srigl import SparseTrainer, SRigLConfig, sparsify, sparsity_report
+from hf_srigl.attachment import condensed_layers, config_of
 from hf_srigl.cli import main
 from hf_srigl.commands import condense
 from hf_srigl.masks import condense_under, condense_zeros, mask_of_nonzeros
-from hf_srigl.surgery import condensed_layers, config_of
 
 AUTO = AutoModelForSequenceClassification
 QUERY = "bert.encoder.layer.0.attention.self.query"

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from conftest import Toy, tiny_bert, training_args
 from hf_srigl import CondensedLinear, SparseTrainer, SRigL, SRigLConfig, sparsify
-from hf_srigl.surgery import hide_topology_from_ddp
+from hf_srigl.attachment import hide_topology_from_ddp
 
 CONFIG = SRigLConfig(sparsity=0.7, update_every=3, drop_fraction=0.5, stop_updates_at=1.0, gamma_sal=1.0)
 STEPS, RANKS = 20, 2

@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from hf_srigl import SRigL, SRigLConfig, sparsify
-from hf_srigl.surgery import condensed_layers
+from hf_srigl.attachment import condensed_layers
 
 CONFIG = SRigLConfig(sparsity=0.7, update_every=5, drop_fraction=0.5, stop_updates_at=1.0, gamma_sal=1.0)
 STEPS = 50

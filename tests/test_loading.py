@@ -20,7 +20,7 @@ from zoo import BY_NAME, CONFIG, assert_same_tensors, condensed, expand, run, tr
 
 import hf_srigl
 from hf_srigl import SparseTrainer, SRigLConfig, densify, sparsify, sparsity_report
-from hf_srigl.surgery import config_of
+from hf_srigl.attachment import config_of
 
 AUTO = hf.AutoModelForSequenceClassification
 V1 = Path(__file__).parent / "data" / "condensed_v1"

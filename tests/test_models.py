@@ -36,7 +36,7 @@ from zoo import (
 )
 
 from hf_srigl import CondensedLinear, SRigLCallback, SRigLConfig, densify, sparsify, sparsity_report
-from hf_srigl.surgery import config_of
+from hf_srigl.attachment import config_of
 from hf_srigl.targets import may_ablate, produces_attention_inputs
 from hf_srigl.topology import find_problem
 

@@ -12,9 +12,9 @@ from transformers import AutoModelForSequenceClassification, Trainer
 
 from conftest import Toy, tiny_bert, training_args
 from hf_srigl import SparseTrainer, SRigL, SRigLCallback, SRigLConfig, densify, sparsify, sparsity_report, topology
+from hf_srigl.attachment import condensed_layers, is_on_ramp
 from hf_srigl.callback import logger
 from hf_srigl.ramp import Ramp
-from hf_srigl.surgery import condensed_layers, is_on_ramp
 
 CONFIG = SRigLConfig(
     sparsity=0.8, ramp_until=0.6, update_every=4, drop_fraction=0.5, stop_updates_at=0.8, gamma_sal=None

@@ -9,8 +9,8 @@ from transformers import AutoModelForSequenceClassification, Trainer
 
 from conftest import Toy, tiny_bert, training_args
 from hf_srigl import SparseTrainer, SRigL, SRigLCallback, SRigLConfig, densify, sparsify
+from hf_srigl.attachment import condensed_layers, config_of, is_on_ramp
 from hf_srigl.masks import condense_under, condense_zeros
-from hf_srigl.surgery import condensed_layers, config_of, is_on_ramp
 
 CONFIG = SRigLConfig.for_finetuning(0.75, update_every=2)
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from conftest import Toy, tiny_bert, training_args
 from hf_srigl import SparseTrainer, SRigL, SRigLConfig, sparsify
-from hf_srigl.surgery import condensed_layers
+from hf_srigl.attachment import condensed_layers
 
 CONFIG = SRigLConfig(sparsity=0.8, ramp_until=0.5, update_every=5, gamma_sal=None, stop_updates_at=1.0)
 STEPS = 30

@@ -10,7 +10,7 @@ from simulation import MaskedDense, dense_twin
 from torch import nn, optim
 
 from hf_srigl import CondensedLinear, SRigL, SRigLConfig, sparsify, topology
-from hf_srigl.surgery import condensed_layers
+from hf_srigl.attachment import condensed_layers
 
 OPTIMIZERS = {
     "adamw": lambda p: optim.AdamW(p, lr=3e-2, weight_decay=0.1),

@@ -15,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from conftest import tiny_bert
 from hf_srigl import CondensedLinear, SRigLConfig, densify, sparsify, topology
-from hf_srigl.surgery import condensed_layers, config_of, generator_for
+from hf_srigl.attachment import condensed_layers, config_of
+from hf_srigl.surgery import generator_for
 from hf_srigl.targets import WEIGHT_READ_AS_MATRIX, find_targets, may_ablate, produces_attention_inputs
 
 

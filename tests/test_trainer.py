@@ -19,8 +19,8 @@ from transformers import (
 
 from conftest import Toy, tiny_bert, training_args
 from hf_srigl import SparseTrainer, SRigLCallback, SRigLConfig, SRigLTrainerMixin, sparsify, sparsity_report
+from hf_srigl.attachment import condensed_layers, config_of
 from hf_srigl.callback import STATE_FILE, check_arguments, logger
-from hf_srigl.surgery import condensed_layers, config_of
 
 CONFIG = SRigLConfig(sparsity=0.75, update_every=3, gamma_sal=1.0, drop_fraction=0.5)
 

@@ -9,8 +9,8 @@ from transformers import AutoModelForSequenceClassification
 
 from conftest import Toy, tiny_bert, training_args
 from hf_srigl import SparseTrainer, SRigL, SRigLConfig, densify, sparsify, sparsity_report
+from hf_srigl.attachment import condensed_layers
 from hf_srigl.rigl import rigl_mask
-from hf_srigl.surgery import condensed_layers
 from hf_srigl.unstructured import UnstructuredLinear
 
 CONFIG = SRigLConfig(

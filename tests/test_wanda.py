@@ -10,8 +10,8 @@ from transformers import AutoModelForSequenceClassification
 
 from conftest import Toy, tiny_bert, training_args
 from hf_srigl import SparseTrainer, SRigLConfig, sparsify
+from hf_srigl.attachment import condensed_layers
 from hf_srigl.calibration import input_norms
-from hf_srigl.surgery import condensed_layers
 
 WANDA = SRigLConfig(sparsity=0.75, init="wanda")
 

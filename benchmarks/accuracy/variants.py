@@ -15,7 +15,7 @@ from torch import Tensor, optim
 from transformers import TrainerCallback
 
 from hf_srigl import SparseTrainer, rule, targets
-from hf_srigl.surgery import condensed_layers
+from hf_srigl.attachment import condensed_layers
 
 MICRO_BATCHES = 8
 WARM_UP = 50  # steps

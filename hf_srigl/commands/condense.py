@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hf_srigl.attachment import config_of
 from hf_srigl.card import write_card
 from hf_srigl.commands import common
 from hf_srigl.commands.calibrate import EXAMPLES_READ, text_batches
@@ -26,7 +27,7 @@ from hf_srigl.commands.common import CommandError, Commands, count, megabytes, o
 from hf_srigl.config import SRigLConfig
 from hf_srigl.masks import ZerosInLayer, condense_zeros
 from hf_srigl.report import SparsityReport, sparsity_report
-from hf_srigl.surgery import config_of, sparsify
+from hf_srigl.surgery import sparsify
 
 EXAMPLES = """examples:
   hf-srigl condense bert-base-uncased out --sparsity 0.8
