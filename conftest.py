@@ -1,6 +1,7 @@
 """Shared by the tests and by the examples in docstrings: small models and data, one thread, no network."""
 
 import importlib.util
+import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -70,6 +71,37 @@ def _no_pictures(monkeypatch):
 def pictures(_no_pictures, monkeypatch):
     """In this test the Trainer leaves its pictures, as it does outside of tests."""
     monkeypatch.setattr("hf_srigl.callback.leave_pictures", leave_pictures)
+
+
+@pytest.fixture
+def logging_as_before():
+    """Takes away the handlers that an example script adds to the root logger."""
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+    yield
+    root.handlers[:] = handlers
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """A function that writes one of the data sets of examples/data.py, once."""
+    import data as example_data
+    from shared import UserError
+
+    base, written = tmp_path_factory.mktemp("data"), {}
+
+    def write(name, **options):
+        if name not in written:
+            folder = base / name
+            folder.mkdir(exist_ok=True)
+            try:
+                example_data.SETS[name](folder, **options)
+            except (UserError, ImportError) as error:
+                pytest.skip(str(error))
+            written[name] = folder
+        return written[name]
+
+    return write
 
 
 @pytest.fixture(autouse=True)

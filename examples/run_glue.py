@@ -102,8 +102,7 @@ def main(arguments: Sequence[str]) -> None:
     labels = names_of_labels(data, data_args.task_name) if "train" in data else None
     checkpoint = start(args)
 
-    hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision, "token": model_args.token}
-    hub["trust_remote_code"] = model_args.trust_remote_code
+    hub = model_args.hub()
     with explained(OSError, ValueError, RuntimeError, before="the model cannot be loaded: "):
         config = AutoConfig.from_pretrained(model_args.config_name or model_args.model_name_or_path, **hub)
         if "train" not in data:

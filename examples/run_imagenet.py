@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     EvalPrediction,
@@ -194,15 +193,8 @@ def names_of_labels(data: DatasetDict, data_args: DataArguments) -> list[str]:
 
 def load_model(model_args: ModelArguments, labels: list[str]) -> PreTrainedModel:
     """A trained model with a head for `labels`, or a new one."""
-    hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision, "token": model_args.token}
-    hub["trust_remote_code"] = model_args.trust_remote_code
     with explained(OSError, ValueError, RuntimeError, KeyError, AttributeError, before="the model cannot be made: "):
-        if model_args.config_name or model_args.model_name_or_path:
-            config = AutoConfig.from_pretrained(model_args.config_name or model_args.model_name_or_path, **hub)
-        else:
-            config = AutoConfig.for_model(model_args.model_type)
-        if model_args.config_overrides is not None:
-            config.update_from_string(model_args.config_overrides)
+        config = model_args.configuration()
         trained = config.label2id
         config.num_labels = len(labels)
         order = {label: number for number, label in enumerate(labels)}
@@ -216,7 +208,7 @@ def load_model(model_args: ModelArguments, labels: list[str]) -> PreTrainedModel
             model_args.model_name_or_path,
             config=config,
             ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
-            **hub,
+            **model_args.hub(),
         )
 
 

@@ -19,7 +19,7 @@ import torch
 import transformers
 import yaml
 from torch import nn
-from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers import AutoConfig, HfArgumentParser, PreTrainedConfig, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_srigl import SparseTrainer, SRigLConfig, sparsity_report
@@ -50,13 +50,18 @@ class HubArguments:
     token: str | None = field(default=None, metadata={"help": "Access token for the Hub; `hf auth login` stores one."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
 
+    def hub(self) -> dict[str, Any]:
+        """Options of `from_pretrained`."""
+        names = {"cache_dir": self.cache_dir, "revision": self.model_revision, "token": self.token}
+        return names | {"trust_remote_code": self.trust_remote_code}
+
 
 @dataclass(kw_only=True)
 class NewModelArguments(HubArguments):
     """Which model to start from, or to make."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "A model on the Hub, or its folder."})
-    model_type: str | None = field(default=None, metadata={"help": "Of a new model: gpt2, llama, vit, deit, ..."})
+    model_type: str | None = field(default=None, metadata={"help": "Of a new model: gpt2, llama, bert, vit, ..."})
     config_name: str | None = field(default=None, metadata={"help": "A configuration, on the Hub or in a folder."})
     config_overrides: str | None = field(
         default=None, metadata={"help": "Changes to a new model's configuration: hidden_size=384,num_attention_heads=6"}
@@ -67,6 +72,19 @@ class NewModelArguments(HubArguments):
             raise ValueError("config_overrides is for new models, leave out model_name_or_path or config_overrides")
         if not (self.model_name_or_path or self.model_type or self.config_name):
             raise ValueError("give model_name_or_path for a trained model, or model_type or config_name for a new one")
+
+    def configuration(self) -> PreTrainedConfig:
+        """The trained model's, or that of the new one with the changes asked for."""
+        name = self.config_name or self.model_name_or_path
+        config = AutoConfig.from_pretrained(name, **self.hub()) if name else AutoConfig.for_model(self.model_type)
+        if self.config_overrides is None:
+            return config
+        config.update_from_string(self.config_overrides)
+        if name:
+            return config
+        changed = [pair.split("=")[0] for pair in self.config_overrides.split(",")]
+        # Made once more, so that what is derived (ModernBERT's layer_types) follows from the changes.
+        return AutoConfig.for_model(self.model_type, **{option: getattr(config, option) for option in changed})
 
 
 class Parser(HfArgumentParser):
@@ -203,7 +221,7 @@ def start(args: TrainingArguments) -> str | None:
         handlers=[logging.StreamHandler(sys.stdout)],
     )
     level = args.get_process_log_level()
-    for name in ("__main__", "shared", "hf_srigl"):
+    for name in ("__main__", "shared", "texts", "hf_srigl"):
         logging.getLogger(name).setLevel(logging.INFO if args.should_log and args.log_level == "passive" else level)
     if args.log_level != "passive":
         datasets.utils.logging.set_verbosity(level)

@@ -1,7 +1,6 @@
 """Each example script runs offline on real data from installed packages, updates its topology, and beats chance."""
 
 import json
-import logging
 import math
 import shutil
 from collections import Counter
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from example_runs import options, results, updates
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
@@ -25,6 +25,7 @@ import run_clm
 import run_glue
 import run_imagenet
 import shared
+import texts
 from conftest import tiny_bert
 from hf_srigl.attachment import condensed_layers
 
@@ -32,35 +33,15 @@ ROOT = Path(hf_srigl.__file__).parent.parent
 CONFIGS = ROOT / "examples" / "configs"
 
 
+pytestmark = pytest.mark.usefixtures("logging_as_before")
+
+
 @pytest.fixture(autouse=True)
-def _logging_as_before_and_no_hub(monkeypatch):
+def _no_hub(monkeypatch):
     def load(*names):
         raise ConnectionError
 
     monkeypatch.setattr(glue_metrics.evaluate, "load", load)
-    root = logging.getLogger()
-    handlers = list(root.handlers)
-    yield
-    root.handlers[:] = handlers
-
-
-@pytest.fixture(scope="session")
-def files(tmp_path_factory):
-    """A function that writes one of the data sets of examples/data.py, once."""
-    base, written = tmp_path_factory.mktemp("data"), {}
-
-    def write(name, **options):
-        if name not in written:
-            folder = base / name
-            folder.mkdir()
-            try:
-                example_data.SETS[name](folder, **options)
-            except (shared.UserError, ImportError) as error:
-                pytest.skip(str(error))
-            written[name] = folder
-        return written[name]
-
-    return write
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +50,7 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     tiny_bert(vocab_size=300, max_position_embeddings=32).bert.save_pretrained(folder)
     text = ["good and bad films", "what a great story", "a dull story"] * 20
-    run_clm.train_tokenizer(Dataset.from_dict({"text": text}), 300).save_pretrained(folder)
+    texts.train_tokenizer(Dataset.from_dict({"text": text}), 300, run_clm.SPECIAL_TOKENS).save_pretrained(folder)
     return folder
 
 
@@ -81,25 +62,6 @@ def words(tmp_path):
         lines = [f"{sentence},{label}" for sentence, label in part]
         (tmp_path / f"{name}.csv").write_text("\n".join(["sentence,label", *lines]) + "\n")
     return tmp_path
-
-
-def options(folder, *more, **settings):
-    quiet = {"output_dir": folder / "out", "report_to": "none", "disable_tqdm": "true", "use_cpu": "true"}
-    quiet |= {"cache_dir": folder / "cache", "log_level": "warning", "save_strategy": "no"}
-    pairs = [(f"--{name}", str(value)) for name, value in (quiet | settings).items()]
-    return [*map(str, more), *(word for pair in pairs for word in pair)]
-
-
-def results(folder):
-    return json.loads((folder / "out" / "all_results.json").read_text())
-
-
-def log_of(folder):
-    return json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
-
-
-def updates(folder):
-    return [row["srigl/dropped"] for row in log_of(folder) if "srigl/dropped" in row]
 
 
 # --- each script on real data ----------------------------------------------------------------------------------------
@@ -173,16 +135,29 @@ def test_clm_beats_the_frequencies_of_its_tokens(files, tmp_path):
     assert len(condensed_layers(AutoModelForCausalLM.from_pretrained(tmp_path / "out"))) == 8
 
 
+def test_blocks_hold_the_text_one_after_the_other():
+    rows = Dataset.from_dict({"text": ["To be, or not to be\n", "that is the question\n"] * 5})
+    tokenizer = texts.train_tokenizer(rows, 280, run_clm.SPECIAL_TOKENS)
+    whole = tokenizer("".join(rows["text"]))["input_ids"]
+    blocks = texts.in_blocks(rows, tokenizer, 7, run_clm.DataArguments())
+    assert [token for block in blocks["input_ids"] for token in block] == whole[: len(whole) // 7 * 7]
+    batch = run_clm.collate(blocks.to_list()[:3])
+    assert batch["labels"].tolist() == batch["input_ids"].tolist() == blocks["input_ids"][:3]
+    assert tokenizer.decode(tokenizer("Ünïcode ☃ \t too")["input_ids"]) == "Ünïcode ☃ \t too"
+    assert len(tokenizer) == 280
+
+
 @pytest.fixture(scope="module")
 def tiny_gpt(tmp_path_factory):
     """The folder of a GPT-2 of two layers with a tokenizer, all random."""
     folder = tmp_path_factory.mktemp("gpt")
-    tokenizer = run_clm.train_tokenizer(Dataset.from_dict({"text": ["Q: what is the place of a person\nA:"] * 9}), 300)
+    rows = Dataset.from_dict({"text": ["Q: what is the place of a person\nA:"] * 9})
+    tokenizer = texts.train_tokenizer(rows, 300, run_clm.SPECIAL_TOKENS)
     tokenizer.save_pretrained(folder)
     changes = "n_embd=64,n_layer=2,n_head=2,n_positions=64"
     shared.transformers.set_seed(0)
-    arguments = run_clm.ModelArguments(model_type="gpt2", config_overrides=changes, train_tokenizer=300)
-    run_clm.load_model(arguments, tokenizer, 64).save_pretrained(folder)
+    arguments = texts.ModelArguments(model_type="gpt2", config_overrides=changes, train_tokenizer=300)
+    texts.load_model(AutoModelForCausalLM, arguments, tokenizer).save_pretrained(folder)
     return folder
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from PIL import Image
 
 import data as example_data
@@ -13,7 +14,9 @@ import hf_srigl
 import run_clm
 import run_glue
 import run_imagenet
+import run_mlm
 import shared
+import texts
 from conftest import tiny_bert
 from hf_srigl import SRigLConfig, sparsify
 
@@ -115,8 +118,8 @@ def test_settings_files(says, command, sentence):
 def model(tmp_path):
     folder = tmp_path / "model"
     tiny_bert(vocab_size=300).save_pretrained(folder)
-    rows = run_clm.Dataset.from_dict({"text": ["a great story", "a dull film"]})
-    run_clm.train_tokenizer(rows, 300).save_pretrained(folder)
+    rows = Dataset.from_dict({"text": ["a great story", "a dull film"]})
+    texts.train_tokenizer(rows, 300, run_clm.SPECIAL_TOKENS).save_pretrained(folder)
     return folder
 
 
@@ -180,6 +183,44 @@ def test_imagenet_wants_to_know_the_model(says):
 )  # fmt: skip
 def test_clm(says, command, sentence):
     assert says(run_clm, "--model_type gpt2 --do_train --report_to none --cache_dir cache " + command) == sentence
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("--train_file gone.txt", "--train_file does not exist: gone.txt"),
+        ("--train_file text.txt --mlm_probability 0", "mlm_probability must be between 0 and 1, got 0.0"),
+        ("--train_file text.txt --mlm_probability 1", "mlm_probability must be between 0 and 1, got 1.0"),
+        ("--train_file text.txt --max_seq_length 2", "max_seq_length must be at least 3 (a token and two around it), got 2"),
+        ("--train_file text.txt --pad_to_max_length", "pad_to_max_length needs line_by_line: without it all examples are of "
+         "one length anyway"),
+        ("--train_file text.txt --train_tokenizer 259", "train_tokenizer must be at least 260 (256 bytes and [PAD], [CLS], "
+         "[SEP], [MASK]), got 259"),
+        ("--validation_file text.txt", "--do_train needs train text, but there is only: validation"),
+        ("--train_file text.txt --validation_split_percentage 101", "validation_split_percentage must be in [0, 100], got 101"),
+        ("--train_file text.txt --do_train false", "nothing to do: give --do_train or --do_eval"),
+        ("--train_file text.txt --validation_file text.txt --max_seq_length 64 --config_overrides hidden_size=32,"
+         "num_attention_heads=2,num_hidden_layers=1", "the training data is empty"),
+        ("--train_file text.txt --model_type gpt2", "the model cannot be made: Unrecognized configuration class"),
+    ],
+)  # fmt: skip
+def test_mlm(says, command, sentence):
+    start = "--model_type bert --train_tokenizer 300 --do_train --report_to none --cache_dir cache "
+    assert says(run_mlm, start + command).startswith(sentence)
+
+
+def test_tokenizers_that_do_not_fit_a_masked_model(says, model):
+    start = f"--model_name_or_path {model} --do_train --train_file text.txt --report_to none --cache_dir cache "
+    needs = "which a masked language model needs: give --tokenizer_name of one that has, or --train_tokenizer with a new model"
+    assert says(run_mlm, start) == f"the tokenizer has no mask token, {needs}"
+    rows = Dataset.from_dict({"text": ["a great story, a dull film"]})
+    texts.train_tokenizer(rows, 300, {"mask_token": "[MASK]"}).save_pretrained(model)
+    assert says(run_mlm, start) == f"the tokenizer has no pad token, {needs}"
+    texts.train_tokenizer(rows, 302, run_mlm.SPECIAL_TOKENS).save_pretrained(model)
+    size = len(texts.train_tokenizer(rows, 302, run_mlm.SPECIAL_TOKENS))
+    tiny_bert(vocab_size=size - 1).save_pretrained(model)
+    expected = f"the tokenizer has {size} tokens, the model only {size - 1}: give the model's tokenizer"
+    assert says(run_mlm, start) == expected
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")  # TRL's own setting

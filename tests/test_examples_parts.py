@@ -24,7 +24,6 @@ import data as example_data
 import glue_metrics
 import hf_srigl
 import images
-import run_clm
 import run_glue
 import run_imagenet
 import shared
@@ -237,17 +236,6 @@ def test_what_torchvision_is_asked_for_where_it_is_installed(monkeypatch):
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def test_blocks_hold_the_text_one_after_the_other():
-    rows = Dataset.from_dict({"text": ["To be, or not to be\n", "that is the question\n"] * 5})
-    tokenizer = run_clm.train_tokenizer(rows, 280)
-    whole = tokenizer("".join(rows["text"]))["input_ids"]
-    blocks = run_clm.in_blocks(rows, tokenizer, 7, run_clm.DataArguments())
-    assert [token for block in blocks["input_ids"] for token in block] == whole[: len(whole) // 7 * 7]
-    assert blocks["labels"] == blocks["input_ids"]
-    assert tokenizer.decode(tokenizer("Ünïcode ☃ \t too")["input_ids"]) == "Ünïcode ☃ \t too"
-    assert len(tokenizer) == 280
-
-
 def test_labels_and_columns():
     data = DatasetDict({"train": Dataset.from_dict({"id": [1, 2], "b": ["x", "y"], "a": ["u", "v"], "label": [10, 9]})})
     assert run_glue.columns(data, None) == ("b", "a")
@@ -277,7 +265,13 @@ def test_what_the_data_script_writes(name, train, held, classes, tmp_path):
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
-SCRIPTS = {"glue": "run_glue", "digits": "run_imagenet", "shakespeare": "run_clm", "sft": "sparse_sft"}
+SCRIPTS = {
+    "glue": "run_glue",
+    "digits": "run_imagenet",
+    "shakespeare": "run_clm",
+    "shakespeare_mlm": "run_mlm",
+    "sft": "sparse_sft",
+}
 
 
 def parser_of(script):
