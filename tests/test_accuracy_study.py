@@ -43,6 +43,23 @@ def test_the_table_by_hand(study):
     assert lines[3] == "| ramp | 90% | 0.002 | 2 | 85.00 ± 0.00 | 89.50 ± 2.12 | -1.50 ± 0.50 | 100% |"
 
 
+def test_the_table_of_departures_by_hand(study):
+    """Each is beside the same method without it, at its own rate; among methods it has no place."""
+    rows = [
+        row("set", 0, 80.0), row("set", 1, 81.0), row("set", 0, 99.0, lr=1e-2), row("rigl", 0, 70.0),
+        {**row("set", 0, 82.0), "overrides": {"drop_fraction": 0.1}},
+        {**row("set", 0, 79.0), "variant": "init-0.02"}, {**row("set", 1, 79.0), "variant": "init-0.02"},
+    ]  # fmt: skip
+    header, _, *lines = study["table"].table(rows, None).splitlines()
+    assert "test - the method itself" in header
+    assert lines == [
+        "| set | 90% | 0.001 | 2 | 80.50 ± 0.71 | 80.50 ± 0.71 |  | 100% |",
+        '| set {"drop_fraction": 0.1} | 90% | 0.001 | 1 | 82.00 | 82.00 | +2.00 | 100% |',
+        "| set init-0.02 | 90% | 0.001 | 2 | 79.00 ± 0.00 | 79.00 ± 0.00 | -1.50 ± 0.50 | 100% |",
+    ]
+    assert not any("init" in line or "drop" in line for line in study["table"].table(rows, "rigl").splitlines())
+
+
 def test_every_method_is_a_valid_configuration(study):
     names = study["methods"].METHODS
     assert study["methods"].config_of("dense", 0.9, 0) is None

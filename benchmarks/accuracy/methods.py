@@ -30,12 +30,13 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "ramp-0.3": {**_RAMP, "gamma_sal": 0.3},
     "ramp-erk": {**_RAMP, "distribution": "erk"},
     "ramp-kd": _RAMP,
+    "ramp-erk-kd": {**_RAMP, "distribution": "erk"},
     "wanda": {"init": "wanda", "update_every": None},
     "ramp-until-0.4": {**_RAMP, "ramp_until": 0.4},
     "ramp-until-0.75": {**_RAMP, "ramp_until": 0.75},
 }
 
-DISTILLED = ("ramp-kd",)  # these learn from the dense model of the same seed too
+DISTILLED = ("ramp-kd", "ramp-erk-kd")  # these learn from the dense model of the same seed too
 
 
 def config_of(method: str, sparsity: float, seed: int, **overrides: Any) -> SRigLConfig | None:

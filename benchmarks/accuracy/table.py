@@ -1,9 +1,11 @@
 """Turn the JSON lines of `run.py` into a Markdown table: means, standard deviations, paired differences.
 
     python benchmarks/accuracy/table.py benchmarks/accuracy/results/trec.jsonl --against dense
+    python benchmarks/accuracy/table.py benchmarks/accuracy/results/digits-mlp.jsonl --departures
 
-For every method and sparsity the learning rate with the best mean validation score is shown; test scores take no part in
-that choice. Differences are over the seeds that both methods have, with their standard error.
+The first compares methods. For every method and sparsity the learning rate with the best mean validation score is shown;
+test scores take no part in that choice. The second compares what `run.py` was given as --set or --variant with the same
+method without. Differences are over the seeds that both have, with their standard error.
 """
 
 from __future__ import annotations
@@ -26,24 +28,25 @@ def main() -> None:
     for setting in sorted({(row["task"], row["epochs"], row["batch"]) for row in rows}):
         chosen = [row for row in rows if (row["task"], row["epochs"], row["batch"]) == setting]
         print(f"\n{setting[0]}, {setting[1]:g} epochs of batches of {setting[2]} ({chosen[0]['steps']} steps)\n")
-        print(table(chosen, arguments.against))
+        print(table(chosen, None if arguments.departures else arguments.against))
 
 
-def table(rows: list[Row], against: str) -> str:
+def table(rows: list[Row], against: str | None) -> str:
     """The Markdown table of the runs of one task and length.
 
     Args:
-        against: the method that paired differences are to; at the same sparsity, or dense.
+        against: the method that paired differences are to; at the same sparsity, or dense. None: departures, each from
+            the same method without, at the same rate.
     """
-    cells = best_rates(rows)
+    cells = best_rates(rows) if against is not None else _departures(rows)
+    other_name = "the method itself" if against is None else against
     lines = [
-        f"| method | sparsity | learning rate | seeds | validation | test | test - {against} | active neurons |",
+        f"| method | sparsity | learning rate | seeds | validation | test | test - {other_name} | active neurons |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (method, sparsity, overrides, variant), runs in sorted(
-        cells.items(), key=lambda item: (item[0][1], item[0][0])
-    ):
-        other = cells.get((against, sparsity, "{}", "")) or cells.get((against, 0.0, "{}", ""), {})
+    for (method, sparsity, overrides, variant), runs in sorted(cells.items(), key=lambda item: _order(item[0])):
+        base = method if against is None else against
+        other = cells.get((base, sparsity, "{}", "")) or cells.get((base, 0.0, "{}", ""), {})
         name = " ".join([method, *[overrides] * (overrides != "{}"), *[variant] * (variant != "")])
         first = next(iter(runs.values()))
         cell = [
@@ -61,14 +64,11 @@ def table(rows: list[Row], against: str) -> str:
 
 
 def best_rates(rows: list[Row]) -> dict[Cell, dict[int, Row]]:
-    """For each cell the runs, by seed, at the learning rate with the best validation score."""
-    found: dict[Cell, dict[float, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
-    for row in rows:
-        overrides = json.dumps(row["overrides"], sort_keys=True)
-        cell = (row["method"], row["sparsity"], overrides, row.get("variant") or "")
-        found[cell][row["lr"]][row["seed"]] = row
+    """For each cell without a departure the runs, by seed, at the learning rate with the best validation score."""
     best = {}
-    for cell, rates in found.items():
+    for cell, rates in _by_rate(rows).items():
+        if _departs(cell):
+            continue
         common = set.intersection(*(set(runs) for runs in rates.values()))  # compare rates on the same seeds
         sign = -1 if rows[0]["task"] == "shakespeare" else 1
 
@@ -77,6 +77,36 @@ def best_rates(rows: list[Row]) -> dict[Cell, dict[int, Row]]:
 
         best[cell] = rates[max(rates, key=score)]
     return best
+
+
+def _departures(rows: list[Row]) -> dict[Cell, dict[int, Row]]:
+    """The cells with a departure, and those that they depart from, by seed; of departures one rate is expected."""
+    found = _by_rate(rows)
+    cells = {}
+    for cell, rates in found.items():
+        if _departs(cell):
+            (rate,) = rates
+            cells[cell], base = rates[rate], (cell[0], cell[1], "{}", "")
+            cells[base] = found[base][rate]
+    return cells
+
+
+def _by_rate(rows: list[Row]) -> dict[Cell, dict[float, dict[int, Row]]]:
+    found: dict[Cell, dict[float, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        overrides = json.dumps(row["overrides"], sort_keys=True)
+        cell = (row["method"], row["sparsity"], overrides, row.get("variant") or "")
+        found[cell][row["lr"]][row["seed"]] = row
+    return found
+
+
+def _order(cell: Cell) -> tuple[Any, ...]:
+    method, sparsity, overrides, variant = cell
+    return sparsity, method, _departs(cell), variant, overrides
+
+
+def _departs(cell: Cell) -> bool:
+    return cell[2:] != ("{}", "")
 
 
 def spread(values: list[float]) -> str:
@@ -98,6 +128,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--against", default="dense", metavar="METHOD")
+    parser.add_argument("--departures", action="store_true", help="what --set and --variant changed, not the methods")
     return parser.parse_args()
 
 
