@@ -99,7 +99,7 @@ class SRigLCallback(TrainerCallback):
             )
         if args.learning_rate == DEFAULT_LEARNING_RATE:
             logger.warning_once(
-                f"The learning rate is the Trainer's default, {DEFAULT_LEARNING_RATE}. A sparse model wants about three times "
+                f"The learning rate is the Trainer's default, {DEFAULT_LEARNING_RATE}. A sparse model wants up to three times "
                 "the rate that is best for its dense twin; set TrainingArguments(learning_rate=...)."
             )
         self.srigl = SRigL(model, optimizer, total_steps=state.max_steps)
