@@ -129,7 +129,15 @@ def weights(model):
 
 @pytest.mark.parametrize(
     "variant",
-    ["qkv-ablatable", "last-micro-batch", "init-0.02", "init-as-dense", "moments-squared-gradient", "moments-warm-up"],
+    [
+        "qkv-ablatable",
+        "last-micro-batch",
+        "wanda-scores",
+        "init-0.02",
+        "init-as-dense",
+        "moments-squared-gradient",
+        "moments-warm-up",
+    ],
 )
 def test_a_variant_changes_the_outcome(train, variant):
     assert not torch.allclose(weights(train(variant)), weights(train(None)))

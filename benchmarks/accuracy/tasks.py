@@ -65,7 +65,7 @@ class Images(Dataset):
     """Grey images (n, 28, 28) uint8 and labels (n,); pixels become (p / 255 - mean) / deviation on access.
 
     With a mean other than the background's, pixels that never change are constant inputs other than 0, whose gradients
-    are as large as the bias's: growth by gradients then prefers them to pixels that tell anything.
+    are as large as the bias's; growth by gradients then gains nothing (`docs/accuracy.md`).
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, mean: float = 0.0, deviation: float = 1.0) -> None:

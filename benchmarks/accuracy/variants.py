@@ -97,7 +97,7 @@ class _Young:
                 if "age" in state:
                     self.after(state, weight)
                     state["age"] += 1
-                else:  # the first topology is nobody's child
+                else:  # the first topology was not grown
                     state["age"] = torch.full_like(weight, torch.inf)
 
         optimizer.register_step_pre_hook(pre)
@@ -142,10 +142,12 @@ def wanda_scores(trainer: SparseTrainer) -> Iterator[None]:
 
     layers = condensed_layers(trainer.model)
     hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    with mock.patch.object(rule.Rule, "new_mask", new_mask):
-        yield
-    for hook in hooks:
-        hook.remove()
+    try:
+        with mock.patch.object(rule.Rule, "new_mask", new_mask):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def moments(kind: type[_Young]) -> Callable[[SparseTrainer], Any]:
