@@ -197,7 +197,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def load(model_args: ModelArguments, data_args: DataArguments) -> DatasetDict:
     """The splits there are, from the Hub or from files."""
-    hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
+    hub = model_args.download()
     if data_args.task_name is not None:
         return load_data("nyu-mll/glue", data_args.task_name, **hub)
     if data_args.dataset_name is not None:

@@ -143,8 +143,7 @@ def load(model_args: ModelArguments, data_args: DataArguments, args: TrainingArg
     folders = {"train": data_args.train_dir, "validation": data_args.validation_dir}
     folders = {split: folder for split, folder in folders.items() if folder is not None}
     if data_args.dataset_name is not None:
-        hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
-        data = load_data(data_args.dataset_name, data_args.dataset_config_name, **hub)
+        data = load_data(data_args.dataset_name, data_args.dataset_config_name, **model_args.download())
     elif folders:
         files = {split: image_files(folder, f"--{split}_dir") for split, folder in folders.items()}
         data = load_data("imagefolder", data_files=files, cache_dir=model_args.cache_dir)

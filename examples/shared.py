@@ -50,10 +50,13 @@ class HubArguments:
     token: str | None = field(default=None, metadata={"help": "Access token for the Hub; `hf auth login` stores one."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
 
+    def download(self) -> dict[str, Any]:
+        """Options of `load_data` for a data set of the Hub."""
+        return {"cache_dir": self.cache_dir, "token": self.token}
+
     def hub(self) -> dict[str, Any]:
         """Options of `from_pretrained`."""
-        names = {"cache_dir": self.cache_dir, "revision": self.model_revision, "token": self.token}
-        return names | {"trust_remote_code": self.trust_remote_code}
+        return self.download() | {"revision": self.model_revision, "trust_remote_code": self.trust_remote_code}
 
 
 @dataclass(kw_only=True)

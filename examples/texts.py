@@ -83,8 +83,7 @@ def load_texts(model_args: ModelArguments, text_args: TextArguments, args: Train
     files = {"train": text_args.train_file, "validation": text_args.validation_file}
     files = {split: path for split, path in files.items() if path is not None}
     if text_args.dataset_name is not None:
-        hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
-        data = load_data(text_args.dataset_name, text_args.dataset_config_name, **hub)
+        data = load_data(text_args.dataset_name, text_args.dataset_config_name, **model_args.download())
     elif files:
         for split, path in files.items():
             check_file(path, f"--{split}_file", (".txt", ".csv", ".json", ".jsonl"))

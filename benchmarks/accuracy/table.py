@@ -27,7 +27,7 @@ def main() -> None:
     rows = [json.loads(line) for path in arguments.files for line in path.read_text().splitlines()]
     for setting in sorted({(row["task"], row["epochs"], row["batch"]) for row in rows}):
         chosen = [row for row in rows if (row["task"], row["epochs"], row["batch"]) == setting]
-        if arguments.departures and not _departures(chosen):
+        if arguments.departures and not any(map(_departs, _by_rate(chosen))):
             continue
         print(f"\n{setting[0]}, {setting[1]:g} epochs of batches of {setting[2]} ({chosen[0]['steps']} steps)\n")
         print(table(chosen, None if arguments.departures else arguments.against))
