@@ -95,9 +95,7 @@ def load_texts(model_args: ModelArguments, text_args: TextArguments, args: Train
         data = load_data(kind, data_files=files, cache_dir=model_args.cache_dir, **options)
     else:
         raise UserError("no text: give --dataset_name, or --train_file and --validation_file")
-    for split, rows in data.items():
-        if "text" not in rows.column_names:
-            raise UserError(f"the {split} data has no column 'text', only: {', '.join(rows.column_names)}")
+    data = DatasetDict({split: _checked(rows, split) for split, rows in data.items()})
     if "validation" not in data and "train" in data:
         rows = data["train"]
         held = len(rows) * text_args.validation_split_percentage // 100
@@ -108,6 +106,19 @@ def load_texts(model_args: ModelArguments, text_args: TextArguments, args: Train
     if model_args.train_tokenizer is not None and "train" not in data:
         raise UserError("--train_tokenizer needs training text")
     return data
+
+
+def _checked(rows: Dataset, split: str) -> Dataset:
+    """The rows that have a text; an empty cell of a csv file, or a null, has none."""
+    if "text" not in rows.column_names:
+        raise UserError(f"the {split} data has no column 'text', only: {', '.join(rows.column_names)}")
+    kind = getattr(rows.features["text"], "dtype", "lists")
+    if kind not in ("string", "large_string"):
+        raise UserError(f"the column 'text' of the {split} data must hold strings, it holds {kind}")
+    full = rows.filter(lambda batch: [text is not None for text in batch["text"]], batched=True)
+    if len(full) < len(rows):
+        logger.warning(f"{len(rows) - len(full)} of {len(rows)} rows of the {split} data have no text: left out.")
+    return full
 
 
 def load_tokenizer(

@@ -1,12 +1,123 @@
-"""Learning from a dense teacher's logits as well as from labels (Hinton et al., arXiv 1503.02531)."""
+"""Learning from a dense teacher as well as from labels: its logits (arXiv 1503.02531), its hidden states (arXiv 2310.06927)."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+HIDDEN_STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")  # in the outputs of a model
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What a model learns from a teacher besides its own loss.
+
+    Args:
+        teacher: a dense model; it takes the student's inputs and is never trained.
+        temperature: above 0, of `distillation_loss`. weight: in (0, 1], of `distillation_loss`.
+        hidden_weight: at least 0, of `hidden_state_loss`; with 0 nobody is asked for hidden states.
+        encoder_decoder: whether logits are those of a decoder.
+
+    Raises:
+        ValueError: an option out of its range, or a teacher that cannot give hidden states where they are wanted.
+
+    Example:
+        >>> teacher = lambda logits: {"logits": logits}
+        >>> distillation = Distillation(teacher, temperature=1.0, weight=0.5)
+        >>> outputs = distillation.answer({"logits": torch.zeros(1, 2)})
+        >>> distillation.loss({}, {"logits": torch.zeros(1, 2)}, outputs)
+        tensor(0.)
+    """
+
+    teacher: nn.Module
+    temperature: float = 2.0
+    weight: float = 0.5
+    hidden_weight: float = 0.0
+    encoder_decoder: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0 or not 0 < self.weight <= 1 or not self.hidden_weight >= 0:
+            raise ValueError(
+                "expected distillation_temperature above 0, distillation_weight in (0, 1] and distillation_hidden_weight "
+                f"of at least 0, got {self.temperature}, {self.weight} and {self.hidden_weight}"
+            )
+        if self.hidden_weight:
+            check_gives_hidden_states(self.teacher)
+
+    def inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs with which student and teacher answer what `loss` compares."""
+        return {**inputs, "output_hidden_states": True} if self.hidden_weight else dict(inputs)
+
+    def answer(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the teacher makes of `inputs`."""
+        with torch.no_grad():
+            return self.teacher(**inputs)
+
+    def loss(self, inputs: Mapping[str, Any], student: Mapping[str, Any], teacher: Mapping[str, Any]) -> Tensor:
+        """Both losses, each times its weight; 0-d float32."""
+        rows = teacher["logits"].shape[:-1]
+        weights = token_weights(inputs, rows, encoder_decoder=self.encoder_decoder)
+        loss = self.weight * distillation_loss(student["logits"], teacher["logits"], self.temperature, weights)
+        if self.hidden_weight:
+            loss = loss + self.hidden_weight * hidden_state_loss(inputs, student, teacher)
+        return loss
+
+
+def check_gives_hidden_states(model: nn.Module) -> None:
+    """Raises ValueError unless the model's `forward` takes ``output_hidden_states``."""
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if "output_hidden_states" not in parameters and not takes_any:
+        raise ValueError(
+            f"{type(model).__name__}.forward takes no output_hidden_states, so its hidden states cannot be compared: "
+            "leave distillation_hidden_weight at 0"
+        )
+
+
+def hidden_state_loss(inputs: Mapping[str, Any], student: Mapping[str, Any], teacher: Mapping[str, Any]) -> Tensor:
+    """``mean ||student - teacher||^2 / ||teacher||^2`` over tokens, then over layers, embeddings aside; 0-d float32.
+
+    Args:
+        inputs: of the model; they tell which tokens are real, as in `token_weights`.
+        student, teacher: outputs with any of `HIDDEN_STATES`, tuples of (batch, tokens, features), embeddings first.
+
+    Raises:
+        ValueError: an output has no hidden states, or their numbers or shapes differ.
+
+    Source: arXiv 2310.06927, section 3 (SquareHead), here for each token by itself, so that no outlier outweighs the rest.
+
+    Example:
+        >>> states = [torch.zeros(1, 2, 2), torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])]
+        >>> other = [torch.zeros(1, 2, 2), torch.tensor([[[3.0, 4.0], [1.0, 2.0]]])]
+        >>> hidden_state_loss({}, {"hidden_states": other}, {"hidden_states": states})  # (0 + 1/4) / 2
+        tensor(0.1250)
+    """
+    losses = []
+    for name in HIDDEN_STATES:
+        here, there = student.get(name), teacher.get(name)
+        if here is None and there is None:
+            continue
+        shapes = [[tuple(state.shape) for state in states or ()] for states in (here, there)]
+        if shapes[0] != shapes[1] or any(len(shape) != 3 for shape in shapes[0]):
+            raise ValueError(
+                f"distillation_hidden_weight needs {name} of the same shapes (batch, tokens, features) from student and "
+                f"teacher, got {shapes[0]} and {shapes[1]}: take a teacher of the same architecture, or leave it at 0"
+            )
+        for state, expected in zip(here[1:], there[1:], strict=True):
+            weights = token_weights(inputs, state.shape[:-1], encoder_decoder=name == "decoder_hidden_states")
+            state, expected = state.float(), expected.float()
+            size = expected.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+            losses.append(_mean((state - expected).square().sum(-1) / size, weights))
+    if not losses:
+        raise ValueError(
+            "distillation_hidden_weight needs hidden states, but neither student nor teacher gives any: leave it at 0"
+        )
+    return torch.stack(losses).mean()
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, weights: Tensor | None = None) -> Tensor:
@@ -33,11 +144,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, weig
     if student.shape[-1] == 1:
         raise ValueError("logits of one class (a regression) have nothing to distill: leave out the teacher")
     student, teacher = (torch.log_softmax(logits.float() / temperature, -1) for logits in (student, teacher))
-    rows = (teacher.exp() * (teacher - student)).sum(-1)
-    if weights is None:
-        return temperature**2 * rows.mean()
-    weights = weights.to(rows.dtype)
-    return temperature**2 * (rows * weights).sum() / weights.sum().clamp(min=1)
+    return temperature**2 * _mean((teacher.exp() * (teacher - student)).sum(-1), weights)
 
 
 def token_weights(inputs: Mapping[str, Any], rows: torch.Size, *, encoder_decoder: bool = False) -> Tensor | None:
@@ -57,3 +164,10 @@ def token_weights(inputs: Mapping[str, Any], rows: torch.Size, *, encoder_decode
     if len(rows) == 2 and isinstance(tensor, Tensor) and tensor.shape == rows:
         return tensor != ignored
     return None
+
+
+def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return rows.mean()
+    weights = weights.to(rows.dtype)
+    return (rows * weights).sum() / weights.sum().clamp(min=1)

@@ -24,7 +24,7 @@ from hf_srigl.callback import SRigLCallback, check_arguments
 from hf_srigl.card import PICTURE, is_edited, write_card
 from hf_srigl.checkpoints import discard_older, written_whole
 from hf_srigl.config import SRigLConfig
-from hf_srigl.distillation import distillation_loss, token_weights
+from hf_srigl.distillation import Distillation, check_gives_hidden_states
 from hf_srigl.hub import explained_failure
 from hf_srigl.plots import plot_topology
 from hf_srigl.surgery import generator_for, sparsify
@@ -67,6 +67,8 @@ class SRigLTrainerMixin(_TrainerMethods):
             saved. It takes the same inputs.
         distillation_temperature: T > 0 of `hf_srigl.distillation.distillation_loss`.
         distillation_weight: in (0, 1], the share of the distillation loss; the rest is the Trainer's own loss.
+        distillation_hidden_weight: at least 0, what `hf_srigl.distillation.hidden_state_loss` counts besides; a teacher of the
+            same architecture can teach its hidden states. 0: only its logits.
 
     The model is sparsified when the Trainer is built (with `model_init`, every time it is called), before the optimizer
     exists; topology updates run through `SRigLCallback`, their numbers go to the Trainer's log. Checkpoints appear whole
@@ -86,6 +88,7 @@ class SRigLTrainerMixin(_TrainerMethods):
         teacher: nn.Module | None = None,
         distillation_temperature: float = 2.0,
         distillation_weight: float = 0.5,
+        distillation_hidden_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
         if srigl_config is not None and not isinstance(srigl_config, SRigLConfig):
@@ -103,13 +106,20 @@ class SRigLTrainerMixin(_TrainerMethods):
             )
         if teacher is self.model:
             raise ValueError("the teacher is the model that becomes sparse: pass a copy, copy.deepcopy(model)")
-        if not distillation_temperature > 0 or not 0 < distillation_weight <= 1:
-            raise ValueError(
-                "expected distillation_temperature above 0 and distillation_weight in (0, 1], got "
-                f"{distillation_temperature} and {distillation_weight}"
-            )
         self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
-        self._temperature, self._distillation_weight = distillation_temperature, distillation_weight
+        if distillation_hidden_weight:
+            if teacher is None:
+                raise ValueError("distillation_hidden_weight needs a teacher: pass one, or leave it at 0")
+            check_gives_hidden_states(self.model)
+        self._distillation = None
+        if self.teacher is not None:
+            self._distillation = Distillation(
+                teacher=self.teacher,
+                temperature=distillation_temperature,
+                weight=distillation_weight,
+                hidden_weight=distillation_hidden_weight,
+                encoder_decoder=isinstance(self.model, PreTrainedModel) and bool(self.model.config.is_encoder_decoder),
+            )
         self._make_sparse(self.model)
         hide_topology_from_ddp(self.model)
         for callback in self.callback_handler.callbacks:
@@ -141,15 +151,14 @@ class SRigLTrainerMixin(_TrainerMethods):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The Trainer's, in training with a teacher mixed with the distillation loss."""
-        if self.teacher is None or not model.training:
+        """The Trainer's, in training with a teacher mixed with what `Distillation` finds."""
+        distillation = self._distillation
+        if distillation is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with torch.no_grad():
-            expected = self.teacher(**inputs)["logits"]
-        encoder_decoder = isinstance(self.model, PreTrainedModel) and bool(self.model.config.is_encoder_decoder)
-        weights = token_weights(inputs, expected.shape[:-1], encoder_decoder=encoder_decoder)
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        distilled = distillation_loss(outputs["logits"], expected, self._temperature, weights)
+        inputs = distillation.inputs(inputs)
+        expected = distillation.answer(inputs)
+        loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
+        distilled = distillation.loss(inputs, outputs, expected)
         scaled = self.loss_is_scaled_for_ga
         if scaled is None:  # the Trainer's own conclusion
             scaled = (
@@ -157,7 +166,7 @@ class SRigLTrainerMixin(_TrainerMethods):
             ) or self.compute_loss_func is not None
         if scaled:  # the Trainer will not divide any more
             distilled = distilled / self.current_gradient_accumulation_steps
-        loss = (1 - self._distillation_weight) * loss + self._distillation_weight * distilled
+        loss = (1 - distillation.weight) * loss + distilled
         return (loss, outputs) if return_outputs else loss
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

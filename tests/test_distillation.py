@@ -6,11 +6,19 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers import BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from conftest import Toy, tiny_bert, training_args
 from hf_srigl import SparseTrainer, SRigLConfig
-from hf_srigl.distillation import distillation_loss, token_weights
+from hf_srigl.distillation import distillation_loss, hidden_state_loss, token_weights
 
 CONFIG = SRigLConfig(sparsity=0.75, update_every=3, gamma_sal=None)
 
@@ -37,6 +45,34 @@ def test_which_tokens_count():
     assert token_weights(both, torch.Size([1, 2])).tolist() == [[True, True]]
     assert token_weights({"attention_mask": mask}, torch.Size([1])) is None  # one row an example
     assert token_weights({}, torch.Size([1, 3])) is None
+
+
+def test_hidden_states_by_hand():
+    """Two layers besides the embeddings, one token of three is padding; relative errors 1/4 and 0, then 1 and 1."""
+    there = [torch.tensor([[[9.0, 9], [9, 9], [9, 9]]]), torch.tensor([[[0.0, 2], [3, 4], [1, 1]]]), torch.ones(1, 3, 2)]
+    here = [torch.zeros(1, 3, 2), torch.tensor([[[1.0, 2], [3, 4], [7, 7]]]), torch.zeros(1, 3, 2)]
+    masked = {"attention_mask": torch.tensor([[1, 1, 0]])}
+    loss = hidden_state_loss(masked, {"hidden_states": here}, {"hidden_states": there})
+    assert loss.item() == pytest.approx(((1 / 4 + 0) / 2 + 1) / 2)
+    unmasked = hidden_state_loss({}, {"hidden_states": here}, {"hidden_states": there})
+    assert unmasked.item() == pytest.approx(((1 / 4 + 0 + 36) / 3 + 1) / 2)
+    # of an encoder-decoder, whose decoder's tokens are told by the labels
+    outputs = [{"encoder_hidden_states": s, "decoder_hidden_states": s} for s in (here, there)]
+    both = hidden_state_loss({**masked, "labels": torch.tensor([[-100, 5, -100]])}, *outputs)
+    assert both.item() == pytest.approx(((1 / 4 + 0) / 2 + 1 + 0 + 1) / 4)
+
+
+def test_hidden_states_that_cannot_be_compared():
+    states = (torch.zeros(1, 2, 4), torch.ones(1, 2, 4))
+    for here, there, message in (
+        ({"hidden_states": states}, {}, r"got \[\(1, 2, 4\), \(1, 2, 4\)\] and \[\]: take a teacher of the same architecture"),
+        ({"hidden_states": states}, {"hidden_states": states[:1]}, "of the same shapes"),
+        ({"hidden_states": states}, {"hidden_states": (states[0], torch.ones(1, 2, 6))}, r"\(1, 2, 6\)"),
+        ({"hidden_states": (torch.ones(1, 2),) * 2}, {"hidden_states": (torch.ones(1, 2),) * 2}, "batch, tokens, features"),
+        ({}, {}, "neither student nor teacher gives any"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hidden_state_loss({}, here, there)
 
 
 def quiet_bert(seed=0):
@@ -69,6 +105,8 @@ def test_teacher_temperature_and_weight_change_the_outcome(tmp_path):
         weights_after(tmp_path, teacher=teacher),
         weights_after(tmp_path, teacher=teacher, distillation_temperature=5.0),
         weights_after(tmp_path, teacher=teacher, distillation_weight=1.0),
+        weights_after(tmp_path, teacher=teacher, distillation_hidden_weight=1.0),
+        weights_after(tmp_path, teacher=teacher, distillation_hidden_weight=2.0),
     ]
     assert all(not same(a, b) for i, a in enumerate(found) for b in found[:i])
     assert same(before, teacher.state_dict())
@@ -114,12 +152,12 @@ def test_accumulation_does_not_change_the_gradient(tmp_path, model, dataset):
     options = {"model": lambda: copy.deepcopy(start), "teacher": teacher, "dataset": dataset()}
     steps = {"max_steps": 2, "optim": "sgd"}
     whole = weights_after(tmp_path, arguments=steps, **options)
-    parts = weights_after(
-        tmp_path,
-        arguments={**steps, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
-        **options,
-    )
-    assert close(whole, parts)
+    many = {**steps, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    assert close(whole, weights_after(tmp_path, arguments=many, **options))
+    deep = {**options, "distillation_hidden_weight": 1.0}
+    whole_deep = weights_after(tmp_path, arguments=steps, **deep)
+    assert close(whole_deep, weights_after(tmp_path, arguments=many, **deep))
+    assert not close(whole, whole_deep)
     assert not close(whole, weights_after(tmp_path, arguments=steps, **{**options, "teacher": None}))
 
 
@@ -136,6 +174,52 @@ def test_accumulation_with_a_loss_function_of_ones_own(tmp_path):
     assert close(whole, weights_after(tmp_path, arguments=many, **options))
 
 
+class Translated(Toy):
+    def __getitem__(self, i):
+        row = super().__getitem__(i)
+        return {**row, "labels": row["input_ids"].clone().index_fill(0, torch.tensor([0]), -100)}
+
+
+class Pictures(Toy):
+    def __getitem__(self, i):
+        pixels = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(i))
+        return {"pixel_values": pixels, "labels": torch.tensor(i % 2)}
+
+
+def bart(seed=0):
+    torch.manual_seed(seed)
+    half = {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in (("layers", 2), ("attention_heads", 2))}
+    sizes = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 32, **half}
+    return BartForConditionalGeneration(BartConfig(vocab_size=100, d_model=16, dropout=0.0, **sizes))
+
+
+def vit(seed=0):
+    torch.manual_seed(seed)
+    sizes = {"image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 16, "num_hidden_layers": 2}
+    return ViTForImageClassification(ViTConfig(**sizes, num_attention_heads=2, intermediate_size=32))
+
+
+@pytest.mark.parametrize(("model", "dataset"), [(bart, Translated), (vit, Pictures)])
+def test_hidden_states_of_other_architectures(tmp_path, model, dataset):
+    """With much of it and nothing else to learn, a student that starts elsewhere comes nearer to its teacher."""
+    teacher, start, batch = model(1), model(0), dataset()
+    batch = {name: torch.stack([batch[i][name] for i in range(4)]) for name in batch[0]}
+
+    def far(student):
+        with torch.no_grad():
+            outputs = [m.eval()(**batch, output_hidden_states=True) for m in (student, teacher)]
+        return hidden_state_loss(batch, *outputs).item()
+
+    before = far(start)
+    args = training_args(tmp_path, learning_rate=5e-3, max_steps=8)
+    trainer = SparseTrainer(
+        model=start, args=args, train_dataset=dataset(), srigl_config=SRigLConfig(sparsity=0.5, update_every=3),
+        teacher=teacher, distillation_weight=1e-6, distillation_hidden_weight=1e4,
+    )  # fmt: skip
+    trainer.train()
+    assert far(trainer.model) < 0.9 * before
+
+
 def test_evaluation_is_without_the_teacher(tmp_path):
     args = training_args(tmp_path)
     data = {"train_dataset": Toy(), "eval_dataset": Toy(8), "srigl_config": CONFIG}
@@ -150,6 +234,9 @@ def test_bad_teachers(tmp_path):
         ({"teacher": model}, "the teacher is the model that becomes sparse"),
         ({"teacher": quiet_bert(), "distillation_weight": 0.0}, "distillation_weight in"),
         ({"teacher": quiet_bert(), "distillation_temperature": 0.0}, "distillation_temperature above 0"),
+        ({"teacher": quiet_bert(), "distillation_hidden_weight": -1.0}, "distillation_hidden_weight of at least 0"),
+        ({"distillation_hidden_weight": 1.0}, "distillation_hidden_weight needs a teacher"),
+        ({"teacher": nn.Linear(2, 2), "distillation_hidden_weight": 1.0}, "Linear.forward takes no output_hidden_states"),
     ):
         with pytest.raises(ValueError, match=message):
             SparseTrainer(

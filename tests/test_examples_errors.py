@@ -35,7 +35,7 @@ def says(tmp_path, monkeypatch, capsys):
         "broken.json": "{",
         "rows.parquet": "x",
     }
-    good |= {"text.txt": "To be\n", "column.csv": "words\nTo be\n", "typo.json": json.dumps({"sparsty": 0.5})}
+    good |= {"text.txt": "To be\n", "column.csv": "words\nTo be\n", "numbers.csv": "text\n1\n", "typo.json": json.dumps({"sparsty": 0.5})}
     for name, text in good.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "full").mkdir()
@@ -172,6 +172,8 @@ def test_imagenet_wants_to_know_the_model(says):
     [
         ("--train_file gone.txt --train_tokenizer 300", "--train_file does not exist: gone.txt"),
         ("--train_file column.csv --train_tokenizer 300", "the train data has no column 'text', only: words"),
+        ("--train_file numbers.csv --train_tokenizer 300", "the column 'text' of the train data must hold strings, it holds "
+         "int64"),
         ("--train_file text.txt", "a new model needs a tokenizer: give tokenizer_name or train_tokenizer"),
         ("--train_file text.txt --train_tokenizer 9", "train_tokenizer must be at least 257 (256 bytes and "
          "<|endoftext|>), got 9"),

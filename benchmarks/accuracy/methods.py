@@ -31,12 +31,22 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "ramp-erk": {**_RAMP, "distribution": "erk"},
     "ramp-kd": _RAMP,
     "ramp-erk-kd": {**_RAMP, "distribution": "erk"},
+    "ramp-erk-hidden-1": {**_RAMP, "distribution": "erk"},
+    "ramp-erk-hidden-5": {**_RAMP, "distribution": "erk"},
+    "ramp-erk-hidden-20": {**_RAMP, "distribution": "erk"},
     "wanda": {"init": "wanda", "update_every": None},
     "ramp-until-0.4": {**_RAMP, "ramp_until": 0.4},
     "ramp-until-0.75": {**_RAMP, "ramp_until": 0.75},
 }
 
-DISTILLED = ("ramp-kd", "ramp-erk-kd")  # these learn from the dense model of the same seed too
+# These learn from the dense model of the same seed too: options of `SparseTrainer`.
+DISTILLED: dict[str, dict[str, float]] = {
+    "ramp-kd": {},
+    "ramp-erk-kd": {},
+    "ramp-erk-hidden-1": {"distillation_hidden_weight": 1.0},
+    "ramp-erk-hidden-5": {"distillation_hidden_weight": 5.0},
+    "ramp-erk-hidden-20": {"distillation_hidden_weight": 20.0},
+}
 
 
 def config_of(method: str, sparsity: float, seed: int, **overrides: Any) -> SRigLConfig | None:

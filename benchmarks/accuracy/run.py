@@ -107,8 +107,11 @@ def train(
             "data_collator": task.collator,
             "compute_metrics": _accuracy if task.metric == "accuracy" else None,
         }
+        distilled = DISTILLED.get(run["method"], {})
         trainer = (
-            Trainer(**options) if config is None else SparseTrainer(srigl_config=config, teacher=teacher, **options)
+            Trainer(**options)
+            if config is None
+            else SparseTrainer(srigl_config=config, teacher=teacher, **distilled, **options)
         )
         trainer.remove_callback(PrinterCallback)
         with VARIANTS[run["variant"]](trainer) if run["variant"] else contextlib.nullcontext():

