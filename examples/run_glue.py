@@ -49,6 +49,7 @@ from shared import (
     start,
     train,
 )
+from teachers import TeacherArguments, teaching
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +94,8 @@ class DataArguments:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = Parser((ModelArguments, DataArguments, SparseArguments, TrainingArguments))
-    model_args, data_args, sparse_args, args = parser.parse(arguments)
+    parser = Parser((ModelArguments, TeacherArguments, DataArguments, SparseArguments, TrainingArguments))
+    model_args, teacher_args, data_args, sparse_args, args = parser.parse(arguments)
     if not (args.do_train or args.do_eval or args.do_predict):
         raise UserError("nothing to do: give --do_train, --do_eval or --do_predict")
     data = load(model_args, data_args)
@@ -171,6 +172,7 @@ def main(arguments: Sequence[str]) -> None:
         sparse_args,
         model,
         args,
+        teaching=teaching(AutoModelForSequenceClassification, teacher_args, model, model_args),
         train_dataset=train_data,
         eval_dataset=eval_data,
         compute_metrics=compute_metrics,

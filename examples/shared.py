@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,17 +250,25 @@ def start(args: TrainingArguments) -> str | None:
     return last
 
 
-def make_trainer(sparse: SparseArguments, model: nn.Module, args: TrainingArguments, **options: Any) -> Trainer:
-    """A `SparseTrainer`; a `Trainer` with `--dense`, or if a dense model is only evaluated.
+def make_trainer(
+    sparse: SparseArguments,
+    model: nn.Module,
+    args: TrainingArguments,
+    teaching: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Trainer:
+    """A `SparseTrainer`, with a teacher's options; a `Trainer` with `--dense`, or if a dense model is only evaluated.
 
     Raises:
         UserError: options that cannot train the model.
     """
     with explained(ValueError, ImportError):
         config = srigl_config(sparse, model, args)
-        if config is None:
-            return Trainer(model=model, args=args, **options)
-        return SparseTrainer(model=model, args=args, srigl_config=config, **options)
+        if config is not None:
+            return SparseTrainer(model=model, args=args, srigl_config=config, **(teaching or {}), **options)
+        if teaching and args.do_train:
+            raise UserError("a teacher teaches sparse models only: leave out --teacher_name_or_path with --dense")
+        return Trainer(model=model, args=args, **options)
 
 
 def srigl_config(sparse: SparseArguments, model: nn.Module, args: TrainingArguments) -> SRigLConfig | None:

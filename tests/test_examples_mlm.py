@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from example_runs import log_of, options, results, updates
-from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, pipeline
+from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 import hf_srigl
 import run_mlm
@@ -215,3 +215,12 @@ def test_accumulation_leaves_the_loss_as_it_is(lines, tmp_path):
         run(tmp_path, lines, "--do_train", "--dense", per_device_train_batch_size=16 // parts, logging_steps=1, **out)
         losses += [row["loss"] for row in log_of(tmp_path, str(parts)) if "loss" in row]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_rows_without_a_text_are_left_out(tmp_path, caplog):
+    (tmp_path / "rows.csv").write_text("text,number\nTo be,1\n,2\nor not,3\n")
+    model_args = texts.ModelArguments(model_type="gpt2", train_tokenizer=300, cache_dir=str(tmp_path))
+    text_args = texts.TextArguments(train_file=str(tmp_path / "rows.csv"), validation_split_percentage=0)
+    data = texts.load_texts(model_args, text_args, TrainingArguments(do_train=True))
+    assert data["train"]["text"][:] == ["To be", "or not"]
+    assert "1 of 3 rows of the train data have no text: left out." in caplog.text

@@ -27,7 +27,6 @@ import images
 import run_glue
 import run_imagenet
 import shared
-import texts
 from hf_srigl import SRigLConfig, sparsify
 from hf_srigl.attachment import condensed_layers
 
@@ -235,15 +234,6 @@ def test_what_torchvision_is_asked_for_where_it_is_installed(monkeypatch):
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
-
-
-def test_rows_without_a_text_are_left_out(tmp_path, caplog):
-    (tmp_path / "rows.csv").write_text("text,number\nTo be,1\n,2\nor not,3\n")
-    model_args = texts.ModelArguments(model_type="gpt2", train_tokenizer=300, cache_dir=str(tmp_path))
-    text_args = texts.TextArguments(train_file=str(tmp_path / "rows.csv"), validation_split_percentage=0)
-    data = texts.load_texts(model_args, text_args, TrainingArguments(do_train=True))
-    assert data["train"]["text"][:] == ["To be", "or not"]
-    assert "1 of 3 rows of the train data have no text: left out." in caplog.text
 
 
 def test_labels_and_columns():

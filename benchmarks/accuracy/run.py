@@ -44,6 +44,13 @@ def main() -> None:
     output = arguments.output or RESULTS / f"{arguments.task}.jsonl"
     output.parent.mkdir(parents=True, exist_ok=True)
     done = {_key(json.loads(line)) for line in output.read_text().splitlines()} if output.exists() else set()
+
+    def record(run: dict[str, Any], result: dict[str, Any]) -> None:
+        done.add(_key(run))
+        with output.open("a") as file:
+            file.write(json.dumps({**run, **result}) + "\n")
+        print(json.dumps({**run, **result}), flush=True)
+
     task = None
     grid = itertools.product(arguments.seeds, arguments.methods, arguments.sparsity, arguments.lr)
     for seed, method, sparsity, lr in grid:
@@ -60,17 +67,21 @@ def main() -> None:
         }
         if _key(run) in done:
             continue
-        done.add(_key(run))
         task = TASKS[arguments.task](arguments.data) if task is None else task
         teacher = None
         if method in DISTILLED:
             plain = {"method": "dense", "variant": None, "sparsity": 0.0, "overrides": {}}
             dense = {**run, **plain, "lr": arguments.teacher_lr}
-            teacher = _teacher(task, dense, output.parent / "teachers")
-        row = {**run, **train(task, run, teacher, arguments.evaluate)[1]}
-        with output.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)
+            path = output.parent / "teachers" / "-".join(str(dense[key]) for key in KEYS if key not in plain)
+            if not path.exists():  # the dense run is a row too, unless it is there
+                trained, result = train(task, dense, evaluate=arguments.evaluate)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_model(trained, path)
+                if _key(dense) not in done:
+                    record(dense, result)
+            teacher = task.model(seed)
+            load_model(teacher, path)
+        record(run, train(task, run, teacher, arguments.evaluate)[1])
 
 
 def train(
@@ -133,18 +144,6 @@ def train(
         "target_sparsity": round(report.target_sparsity, 4),
         "active_neurons": round(sum(row.active_neurons for row in report.rows) / neurons, 4) if neurons else 1.0,
     }
-
-
-def _teacher(task: Task, run: dict[str, Any], folder: Path) -> nn.Module:
-    """The dense model of a run, trained once and kept in `folder`."""
-    path = folder / "-".join(str(run[key]) for key in ("task", "lr", "epochs", "batch", "seed"))
-    model = task.model(run["seed"])
-    if not path.exists():
-        trained, _ = train(task, run, evaluate=1)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_model(trained, path)
-    load_model(model, path)
-    return model
 
 
 def _accuracy(prediction: Any) -> dict[str, float]:
