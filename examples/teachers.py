@@ -35,7 +35,9 @@ def teaching(auto: Any, teacher_args: TeacherArguments, model: PreTrainedModel, 
             raise UserError("--distillation_hidden_weight needs --teacher_name_or_path")
         return {}
     if model.config.num_labels == 1:
-        raise UserError("a regression has no classes that a teacher could tell more of: leave out --teacher_name_or_path")
+        raise UserError(
+            "a regression has no classes that a teacher could tell more of: leave out --teacher_name_or_path"
+        )
     with explained(OSError, ValueError, RuntimeError, before="the teacher cannot be loaded: "):
         teacher = auto.from_pretrained(teacher_args.teacher_name_or_path, **fetch.hub())
     known, wanted = teacher.config.id2label, model.config.id2label

@@ -99,10 +99,8 @@ def hidden_state_loss(inputs: Mapping[str, Any], student: Mapping[str, Any], tea
     """
     losses = []
     for name in HIDDEN_STATES:
-        here, there = student.get(name), teacher.get(name)
-        if here is None and there is None:
-            continue
-        shapes = [[tuple(state.shape) for state in states or ()] for states in (here, there)]
+        here, there = student.get(name) or (), teacher.get(name) or ()
+        shapes = [[tuple(state.shape) for state in states] for states in (here, there)]
         if shapes[0] != shapes[1] or any(len(shape) != 3 for shape in shapes[0]):
             raise ValueError(
                 f"distillation_hidden_weight needs {name} of the same shapes (batch, tokens, features) from student and "

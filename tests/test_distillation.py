@@ -49,7 +49,11 @@ def test_which_tokens_count():
 
 def test_hidden_states_by_hand():
     """Two layers besides the embeddings, one token of three is padding; relative errors 1/4 and 0, then 1 and 1."""
-    there = [torch.tensor([[[9.0, 9], [9, 9], [9, 9]]]), torch.tensor([[[0.0, 2], [3, 4], [1, 1]]]), torch.ones(1, 3, 2)]
+    there = [
+        torch.tensor([[[9.0, 9], [9, 9], [9, 9]]]),
+        torch.tensor([[[0.0, 2], [3, 4], [1, 1]]]),
+        torch.ones(1, 3, 2),
+    ]
     here = [torch.zeros(1, 3, 2), torch.tensor([[[1.0, 2], [3, 4], [7, 7]]]), torch.zeros(1, 3, 2)]
     masked = {"attention_mask": torch.tensor([[1, 1, 0]])}
     loss = hidden_state_loss(masked, {"hidden_states": here}, {"hidden_states": there})
@@ -65,10 +69,18 @@ def test_hidden_states_by_hand():
 def test_hidden_states_that_cannot_be_compared():
     states = (torch.zeros(1, 2, 4), torch.ones(1, 2, 4))
     for here, there, message in (
-        ({"hidden_states": states}, {}, r"got \[\(1, 2, 4\), \(1, 2, 4\)\] and \[\]: take a teacher of the same architecture"),
+        (
+            {"hidden_states": states},
+            {},
+            r"got \[\(1, 2, 4\), \(1, 2, 4\)\] and \[\]: take a teacher of the same architecture",
+        ),
         ({"hidden_states": states}, {"hidden_states": states[:1]}, "of the same shapes"),
         ({"hidden_states": states}, {"hidden_states": (states[0], torch.ones(1, 2, 6))}, r"\(1, 2, 6\)"),
-        ({"hidden_states": (torch.ones(1, 2),) * 2}, {"hidden_states": (torch.ones(1, 2),) * 2}, "batch, tokens, features"),
+        (
+            {"hidden_states": (torch.ones(1, 2),) * 2},
+            {"hidden_states": (torch.ones(1, 2),) * 2},
+            "batch, tokens, features",
+        ),
         ({}, {}, "neither student nor teacher gives any"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -188,7 +200,9 @@ class Pictures(Toy):
 
 def bart(seed=0):
     torch.manual_seed(seed)
-    half = {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in (("layers", 2), ("attention_heads", 2))}
+    half = {
+        f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in (("layers", 2), ("attention_heads", 2))
+    }
     sizes = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 32, **half}
     return BartForConditionalGeneration(BartConfig(vocab_size=100, d_model=16, dropout=0.0, **sizes))
 
@@ -236,7 +250,10 @@ def test_bad_teachers(tmp_path):
         ({"teacher": quiet_bert(), "distillation_temperature": 0.0}, "distillation_temperature above 0"),
         ({"teacher": quiet_bert(), "distillation_hidden_weight": -1.0}, "distillation_hidden_weight of at least 0"),
         ({"distillation_hidden_weight": 1.0}, "distillation_hidden_weight needs a teacher"),
-        ({"teacher": nn.Linear(2, 2), "distillation_hidden_weight": 1.0}, "Linear.forward takes no output_hidden_states"),
+        (
+            {"teacher": nn.Linear(2, 2), "distillation_hidden_weight": 1.0},
+            "Linear.forward takes no output_hidden_states",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             SparseTrainer(

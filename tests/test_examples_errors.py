@@ -35,7 +35,8 @@ def says(tmp_path, monkeypatch, capsys):
         "broken.json": "{",
         "rows.parquet": "x",
     }
-    good |= {"text.txt": "To be\n", "column.csv": "words\nTo be\n", "numbers.csv": "text\n1\n", "typo.json": json.dumps({"sparsty": 0.5})}
+    good |= {"text.txt": "To be\n", "column.csv": "words\nTo be\n", "numbers.csv": "text\n1\n"}
+    good |= {"typo.json": json.dumps({"sparsty": 0.5})}
     for name, text in good.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "full").mkdir()

@@ -129,7 +129,8 @@ def vit(layers: int = 6, hidden: int = 192, deviation: float = 0.02) -> nn.Modul
     """
     config = ViTConfig(
         image_size=28, patch_size=7, num_channels=1, num_labels=10,
-        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=hidden // 32, intermediate_size=4 * hidden, initializer_range=deviation,
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=hidden // 32, intermediate_size=4 * hidden,
+        initializer_range=deviation,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     return ViTForImageClassification(config)
