@@ -79,7 +79,12 @@ def test_a_small_grid_runs_resumes_and_beats_chance(tmp_path):
     for methods in (["srigl-0.9"], ["srigl-0.9", "rigl", "ramp-erk-hidden-5"], ["dense"]):
         subprocess.run([*command, *methods], check=True, capture_output=True)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [found["method"] for found in rows] == ["srigl-0.9", "rigl", "dense", "ramp-erk-hidden-5"]  # with its teacher
+    assert [found["method"] for found in rows] == [
+        "srigl-0.9",
+        "rigl",
+        "dense",
+        "ramp-erk-hidden-5",
+    ]  # with its teacher
     assert [found["target_sparsity"] for found in rows] == pytest.approx([0.8, 0.8, 0.0, 0.8], abs=0.01)
     assert all(found["test"] < 70 for found in rows)  # perplexity; guessing among all characters gives about 100
 
@@ -133,6 +138,7 @@ def weights(model):
         "qkv-ablatable",
         "last-micro-batch",
         "wanda-scores",
+        "gradient-scores",
         "init-0.02",
         "init-as-dense",
         "moments-squared-gradient",

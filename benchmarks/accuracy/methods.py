@@ -35,6 +35,9 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "ramp-erk-hidden-5": {**_RAMP, "distribution": "erk"},
     "ramp-erk-hidden-20": {**_RAMP, "distribution": "erk"},
     "ramp-erk-hidden-100": {**_RAMP, "distribution": "erk"},
+    "ramp-hidden-100": _RAMP,
+    "one-shot-erk-hidden-100": {"update_every": None, "distribution": "erk"},
+    "one-shot-erk-srigl-hidden-100": {"update_every": 0.04, "gamma_sal": None, "distribution": "erk"},
     "wanda": {"init": "wanda", "update_every": None},
     "ramp-until-0.4": {**_RAMP, "ramp_until": 0.4},
     "ramp-until-0.75": {**_RAMP, "ramp_until": 0.75},
@@ -47,7 +50,10 @@ DISTILLED: dict[str, dict[str, float]] = {
     "ramp-erk-hidden-1": {"distillation_hidden_weight": 1.0},
     "ramp-erk-hidden-5": {"distillation_hidden_weight": 5.0},
     "ramp-erk-hidden-20": {"distillation_hidden_weight": 20.0},
-    "ramp-erk-hidden-100": {"distillation_hidden_weight": 100.0},
+    **dict.fromkeys(
+        ("ramp-erk-hidden-100", "ramp-hidden-100", "one-shot-erk-hidden-100", "one-shot-erk-srigl-hidden-100"),
+        {"distillation_hidden_weight": 100.0},
+    ),
 }
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, optim
 from transformers import TrainerCallback
 
-from hf_srigl import SparseTrainer, rule, targets
+from hf_srigl import SparseTrainer, rule, targets, topology
 from hf_srigl.attachment import condensed_layers
 
 MICRO_BATCHES = 8
@@ -150,6 +150,32 @@ def wanda_scores(trainer: SparseTrainer) -> Iterator[None]:
             hook.remove()
 
 
+@contextmanager
+def gradient_scores(trainer: SparseTrainer) -> Iterator[None]:
+    """Weights are dropped and trimmed by ``|w| * sqrt(v)``, v AdamW's second moment, not by ``|w|``.
+
+    The square of that is what Optimal Brain Damage takes for the loss of dropping w, with the squared gradient for a Hessian.
+    """
+    layers = condensed_layers(trainer.model)
+    optimizers: list[optim.Optimizer] = []
+
+    class Find(TrainerCallback):
+        def on_train_begin(self, *_: Any, optimizer: Any, **__: Any) -> None:
+            optimizers.append(getattr(optimizer, "optimizer", optimizer))
+
+    decide = rule.Rule.new_mask
+
+    def new_mask(self: rule.Rule, name: str, step: int, weight: Tensor, grows: bool) -> Tensor:
+        layer = layers[name]
+        deviation = optimizers[0].state[layer.weight]["exp_avg_sq"].sqrt()
+        scale = topology.scatter(deviation, layer.indices, layer.active, layer.in_features)
+        return decide(self, name, step, weight * scale, grows)
+
+    trainer.add_callback(Find())
+    with mock.patch.object(rule.Rule, "new_mask", new_mask):
+        yield
+
+
 def moments(kind: type[_Young]) -> Callable[[SparseTrainer], Any]:
     """What AdamW knows of a weight that was just grown."""
 
@@ -170,6 +196,7 @@ VARIANTS: dict[str, Callable[[SparseTrainer], AbstractContextManager[None]]] = {
     "micro-batches": micro_batches,
     "last-micro-batch": last_micro_batch,
     "wanda-scores": wanda_scores,
+    "gradient-scores": gradient_scores,
     "init-0.02": initial_values(lambda _: 0.02),
     "init-as-dense": initial_values(lambda inputs: (3 * inputs) ** -0.5),  # that of nn.Linear's uniform values
     "moments-squared-gradient": moments(_SquaredGradient),
