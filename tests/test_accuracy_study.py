@@ -43,6 +43,31 @@ def test_the_table_by_hand(study):
     assert lines[3] == "| ramp | 90% | 0.002 | 2 | 85.00 ± 0.00 | 89.50 ± 2.12 | -1.50 ± 0.50 | 100% |"
 
 
+def test_the_table_of_perplexities(study):
+    """Less is better there, in the choice of the rate too."""
+    rows = [{**row("set", 0, 5.0, lr=lr, validation=lr), "task": "shakespeare-small"} for lr in (4.0, 6.0)]
+    assert study["table"].table(rows, "dense").splitlines()[2].startswith("| set | 90% | 4 |")
+
+
+def test_the_table_under_the_same_departure(study):
+    fast = {"overrides": {"update_every": 9}}
+    rows = [
+        row("set", 0, 80.0),
+        row("rigl", 0, 99.0),
+        {**row("set", 0, 70.0), **fast},
+        {**row("rigl", 0, 75.0), **fast},
+    ]
+    lines = study["table"].table(study["table"].only(rows, fast["overrides"]), "set").splitlines()
+    assert lines[2] == "| rigl | 90% | 0.001 | 1 | 75.00 | 75.00 | +5.00 | 100% |"
+    assert lines[3] == "| set | 90% | 0.001 | 1 | 70.00 | 70.00 |  | 100% |"
+    assert len(lines) == 4
+
+
+def test_a_departure_without_what_it_departs_from(study):
+    lines = study["table"].table([{**row("set", 0, 79.0), "variant": "init-0.02"}], None).splitlines()
+    assert lines[2:] == ["| set init-0.02 | 90% | 0.001 | 1 | 79.00 | 79.00 | - | 100% |"]
+
+
 def test_the_table_of_departures_by_hand(study):
     """Each is beside the same method without it, at its own rate; among methods it has no place."""
     rows = [

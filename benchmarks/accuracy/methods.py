@@ -50,10 +50,10 @@ DISTILLED: dict[str, dict[str, float]] = {
     "ramp-erk-hidden-1": {"distillation_hidden_weight": 1.0},
     "ramp-erk-hidden-5": {"distillation_hidden_weight": 5.0},
     "ramp-erk-hidden-20": {"distillation_hidden_weight": 20.0},
-    **dict.fromkeys(
-        ("ramp-erk-hidden-100", "ramp-hidden-100", "one-shot-erk-hidden-100", "one-shot-erk-srigl-hidden-100"),
-        {"distillation_hidden_weight": 100.0},
-    ),
+    "ramp-erk-hidden-100": {"distillation_hidden_weight": 100.0},
+    "ramp-hidden-100": {"distillation_hidden_weight": 100.0},
+    "one-shot-erk-hidden-100": {"distillation_hidden_weight": 100.0},
+    "one-shot-erk-srigl-hidden-100": {"distillation_hidden_weight": 100.0},
 }
 
 

@@ -5,7 +5,8 @@
 
 The first compares methods. For every method and sparsity the learning rate with the best mean validation score is shown;
 test scores take no part in that choice. The second compares what `run.py` was given as --set or --variant with the same
-method without. Differences are over the seeds that both have, with their standard error.
+method without; with --with '{"update_every": 50}' the first compares the methods that all had that. Differences are over the
+seeds that both have, with their standard error.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def main() -> None:
     rows = [json.loads(line) for path in arguments.files for line in path.read_text().splitlines()]
     for setting in sorted({(row["task"], row["epochs"], row["batch"]) for row in rows}):
         chosen = [row for row in rows if (row["task"], row["epochs"], row["batch"]) == setting]
+        chosen = chosen if arguments.with_ is None else only(chosen, arguments.with_)
         if arguments.departures and not any(map(_departs, _by_rate(chosen))):
             continue
         print(f"\n{setting[0]}, {setting[1]:g} epochs of batches of {setting[2]} ({chosen[0]['steps']} steps)\n")
@@ -63,6 +65,11 @@ def table(rows: list[Row], against: str | None) -> str:
         ]
         lines.append(f"| {' | '.join(cell)} |")
     return "\n".join(lines)
+
+
+def only(rows: list[Row], overrides: dict[str, Any]) -> list[Row]:
+    """The runs that had these overrides, as if they had none: what compares methods under them."""
+    return [{**row, "overrides": {}} for row in rows if row["overrides"] == overrides]
 
 
 def best_rates(rows: list[Row]) -> dict[Cell, dict[int, Row]]:
@@ -131,6 +138,9 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--against", default="dense", metavar="METHOD")
+    parser.add_argument(
+        "--with", type=json.loads, dest="with_", metavar="JSON", help="compare methods among the runs with this --set"
+    )
     parser.add_argument("--departures", action="store_true", help="what --set and --variant changed, not the methods")
     return parser.parse_args()
 
