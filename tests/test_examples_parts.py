@@ -278,6 +278,7 @@ def parser_of(script):
     module = pytest.importorskip(script)
     kinds = [module.ModelArguments, module.DataArguments, shared.SparseArguments]
     kinds += [images.ImageArguments] if script == "run_imagenet" else []
+    kinds += [module.TeacherArguments] if script == "run_glue" else []
     return shared.Parser((*kinds, module.SFTConfig if script == "sparse_sft" else TrainingArguments))
 
 
