@@ -29,10 +29,10 @@ def main() -> None:
     for setting in sorted({(row["task"], row["epochs"], row["batch"]) for row in rows}):
         chosen = [row for row in rows if (row["task"], row["epochs"], row["batch"]) == setting]
         chosen = chosen if arguments.with_ is None else only(chosen, arguments.with_)
-        if arguments.departures and not any(map(_departs, _by_rate(chosen))):
-            continue
-        print(f"\n{setting[0]}, {setting[1]:g} epochs of batches of {setting[2]} ({chosen[0]['steps']} steps)\n")
-        print(table(chosen, None if arguments.departures else arguments.against))
+        text = table(chosen, None if arguments.departures else arguments.against)
+        if text.count("\n") > 1:  # more than a header
+            print(f"\n{setting[0]}, {setting[1]:g} epochs of batches of {setting[2]} ({chosen[0]['steps']} steps)\n")
+            print(text)
 
 
 def table(rows: list[Row], against: str | None) -> str:
@@ -74,31 +74,32 @@ def only(rows: list[Row], overrides: dict[str, Any]) -> list[Row]:
 
 def best_rates(rows: list[Row]) -> dict[Cell, dict[int, Row]]:
     """For each cell without a departure the runs, by seed, at the learning rate with the best validation score."""
-    best = {}
-    for cell, rates in _by_rate(rows).items():
-        if _departs(cell):
-            continue
-        common = set.intersection(*(set(runs) for runs in rates.values()))  # compare rates on the same seeds
-        sign = -1 if rows[0]["task"].startswith("shakespeare") else 1  # of a perplexity less is better
-
-        def score(rate: float, rates: Any = rates, common: Any = common, sign: int = sign) -> float:
-            return sign * statistics.mean(rates[rate][seed]["validation"] for seed in common or rates[rate])
-
-        best[cell] = rates[max(rates, key=score)]
-    return best
+    return {cell: rates[_best(rates)] for cell, rates in _by_rate(rows).items() if not _departs(cell)}
 
 
 def _departures(rows: list[Row]) -> dict[Cell, dict[int, Row]]:
-    """The cells with a departure, and those that they depart from, by seed; of departures one rate is expected."""
+    """The cells with a departure, at their best rate, and those that they depart from, at the same; by seed."""
     found = _by_rate(rows)
     cells = {}
     for cell, rates in found.items():
         if _departs(cell):
-            (rate,) = rates
+            rate = _best(rates)
             cells[cell], base = rates[rate], (cell[0], cell[1], "{}", "")
             if rate in found.get(base, {}):
                 cells[base] = found[base][rate]
     return cells
+
+
+def _best(rates: dict[float, dict[int, Row]]) -> float:
+    """The learning rate with the best mean validation score over the seeds that all rates have."""
+    common = set.intersection(*(set(runs) for runs in rates.values()))
+
+    def score(rate: float) -> float:
+        runs = [rates[rate][seed] for seed in common or rates[rate]]
+        sign = -1 if runs[0]["task"].startswith("shakespeare") else 1  # of a perplexity less is better
+        return sign * statistics.mean(run["validation"] for run in runs)
+
+    return max(rates, key=score)
 
 
 def _by_rate(rows: list[Row]) -> dict[Cell, dict[float, dict[int, Row]]]:
