@@ -17,6 +17,7 @@ class TeacherArguments:
     teacher_name_or_path: str | None = field(
         default=None, metadata={"help": "A dense model, fine-tuned on the same labels: on the Hub, or its folder."}
     )
+    teacher_revision: str = field(default="main", metadata={"help": "A branch, tag or commit of the teacher."})
     distillation_temperature: float = field(default=2.0, metadata={"help": "Of the softmax of both models' logits."})
     distillation_weight: float = field(default=0.5, metadata={"help": "Share of the teacher's logits in the loss."})
     distillation_hidden_weight: float = field(
@@ -39,7 +40,8 @@ def teaching(auto: Any, teacher_args: TeacherArguments, model: PreTrainedModel, 
             "a regression has no classes that a teacher could tell more of: leave out --teacher_name_or_path"
         )
     with explained(OSError, ValueError, RuntimeError, before="the teacher cannot be loaded: "):
-        teacher = auto.from_pretrained(teacher_args.teacher_name_or_path, **fetch.hub())
+        where = fetch.hub() | {"revision": teacher_args.teacher_revision}
+        teacher = auto.from_pretrained(teacher_args.teacher_name_or_path, **where)
     known, wanted = teacher.config.id2label, model.config.id2label
     if known != wanted:
         raise UserError(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+SMALLEST = 1e-6  # squared norm of a hidden state to compare with; padding may be 0
 HIDDEN_STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")  # in the outputs of a model
 
 
@@ -89,7 +90,7 @@ def hidden_state_loss(inputs: Mapping[str, Any], student: Mapping[str, Any], tea
     Raises:
         ValueError: an output has no hidden states, or their numbers or shapes differ.
 
-    Source: arXiv 2310.06927, section 3 (SquareHead), here for each token by itself, so that no outlier outweighs the rest.
+    Source: SquareHead (arXiv 2310.06927), here for each token by itself, so that no outlier outweighs the rest.
 
     Example:
         >>> states = [torch.zeros(1, 2, 2), torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])]
@@ -109,7 +110,7 @@ def hidden_state_loss(inputs: Mapping[str, Any], student: Mapping[str, Any], tea
         for state, expected in zip(here[1:], there[1:], strict=True):
             weights = token_weights(inputs, state.shape[:-1], encoder_decoder=name == "decoder_hidden_states")
             state, expected = state.float(), expected.float()
-            size = expected.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+            size = expected.square().sum(-1).clamp(min=SMALLEST)
             losses.append(_mean((state - expected).square().sum(-1) / size, weights))
     if not losses:
         raise ValueError(

@@ -66,6 +66,17 @@ def test_hidden_states_by_hand():
     assert both.item() == pytest.approx(((1 / 4 + 0) / 2 + 1 + 0 + 1) / 4)
 
 
+def test_padding_may_be_zero():
+    """As architectures leave it that compute on real tokens only; its gradient is zero, not NaN."""
+    there = (torch.ones(1, 2, 3), torch.tensor([[[1.0, 0, 0], [0, 0, 0]]]))
+    here = torch.full((1, 2, 3), 5.0, requires_grad=True)
+    masked = {"attention_mask": torch.tensor([[1, 0]])}
+    loss = hidden_state_loss(masked, {"hidden_states": (there[0], here)}, {"hidden_states": there})
+    loss.backward()
+    assert loss.item() == 16 + 25 + 25
+    assert here.grad.tolist() == [[[8, 10, 10], [0, 0, 0]]]
+
+
 def test_hidden_states_that_cannot_be_compared():
     states = (torch.zeros(1, 2, 4), torch.ones(1, 2, 4))
     for here, there, message in (

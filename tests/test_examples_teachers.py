@@ -7,9 +7,10 @@ from safetensors.torch import load_file
 
 import run_clm
 import run_glue
+import teachers
 import texts
 from conftest import tiny_bert
-from shared import UserError
+from shared import HubArguments, UserError
 
 pytestmark = pytest.mark.usefixtures("logging_as_before")
 
@@ -48,6 +49,21 @@ def test_a_teacher_and_its_options_change_the_outcome(train):
         outcomes.append(load_file(train(str(number), **more) / "model.safetensors"))
     for i, a in enumerate(outcomes):
         assert all(any((a[name] != b[name]).any() for name in a) for b in outcomes[:i])
+
+
+def test_which_revision_of_the_teacher(monkeypatch):
+    """Its own, not the model's."""
+    asked = []
+
+    class Auto:
+        @staticmethod
+        def from_pretrained(name, **options):
+            asked.append((name, options["revision"]))
+            return tiny_bert()
+
+    options = teachers.TeacherArguments(teacher_name_or_path="teacher", teacher_revision="v2")
+    teachers.teaching(Auto, options, tiny_bert(), HubArguments(model_revision="v1"))
+    assert asked == [("teacher", "v2")]
 
 
 def test_teachers_that_do_not_fit(train, tmp_path):
