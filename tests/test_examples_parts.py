@@ -330,11 +330,11 @@ def test_json_and_yaml_and_the_command_line_agree(tmp_path):
     seen = set()
     for line in lines:
         command = [str(tmp_path / line) if line.startswith("a.") else line] if " " not in line else line.split()
-        model, _, sparse, args = parser_of("run_glue").parse([*command, "--use_cpu"])
+        model, _, sparse, _, args = parser_of("run_glue").parse([*command, "--use_cpu"])
         seen.add((model.model_name_or_path, sparse.sparsity, sparse.gamma_sal, args.learning_rate))
     assert seen == {("m", 0.5, None, 1e-4)}
     overridden = parser_of("run_glue").parse([str(tmp_path / "a.json"), "--use_cpu", "--sparsity", "0.7", "--dense"])
-    assert (overridden[2].sparsity, overridden[2].dense, overridden[3].learning_rate) == (0.7, True, 1e-4)
+    assert (overridden[2].sparsity, overridden[2].dense, overridden[4].learning_rate) == (0.7, True, 1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")  # TRL's own setting
