@@ -179,8 +179,8 @@ class SRigLConfig:
     def for_finetuning(cls, sparsity: float = 0.9, **options: Any) -> SRigLConfig:
         """What keeps most of a pretrained model's quality: a ramp from dense with regrowth, nobody ablated, ERK densities.
 
-        Use a larger learning rate than is best for the dense model, up to three times as large at 90%, and where you can a dense
-        teacher: ``SparseTrainer(teacher=..., distillation_hidden_weight=100.0)``. `docs/accuracy.md` has the evidence for each.
+        Use a larger learning rate than is best for the dense model, up to three times as large at 90%, and where you can a
+        dense teacher: ``SparseTrainer(teacher=..., distillation_hidden_weight=100.0)``. `docs/accuracy.md` has the evidence.
 
         Args:
             sparsity: to be reached after 60 % of the training. options: any other field, also instead of the recipe's.
