@@ -115,6 +115,8 @@ def _checked(rows: Dataset, split: str) -> Dataset:
     kind = getattr(rows.features["text"], "dtype", "lists")
     if kind not in ("string", "large_string"):
         raise UserError(f"the column 'text' of the {split} data must hold strings, it holds {kind}")
+    if rows.data.column("text").null_count == 0:
+        return rows
     full = rows.filter(lambda batch: [text is not None for text in batch["text"]], batched=True)
     if len(full) < len(rows):
         logger.warning(f"{len(rows) - len(full)} of {len(rows)} rows of the {split} data have no text: left out.")

@@ -42,11 +42,7 @@ class Distillation:
     encoder_decoder: bool = False
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0 or not 0 < self.weight <= 1 or not self.hidden_weight >= 0:
-            raise ValueError(
-                "expected distillation_temperature above 0, distillation_weight in (0, 1] and distillation_hidden_weight "
-                f"of at least 0, got {self.temperature}, {self.weight} and {self.hidden_weight}"
-            )
+        check_weights(self.temperature, self.weight, self.hidden_weight)
         if self.hidden_weight:
             check_gives_hidden_states(self.teacher)
 
@@ -67,6 +63,15 @@ class Distillation:
         if self.hidden_weight:
             loss = loss + self.hidden_weight * hidden_state_loss(inputs, student, teacher)
         return loss
+
+
+def check_weights(temperature: float, weight: float, hidden_weight: float) -> None:
+    """Raises ValueError unless each is in its range, as `Distillation` has them."""
+    if not temperature > 0 or not 0 < weight <= 1 or not hidden_weight >= 0:
+        raise ValueError(
+            "expected distillation_temperature above 0, distillation_weight in (0, 1] and distillation_hidden_weight "
+            f"of at least 0, got {temperature}, {weight} and {hidden_weight}"
+        )
 
 
 def check_gives_hidden_states(model: nn.Module) -> None:

@@ -24,7 +24,7 @@ from hf_srigl.callback import SRigLCallback, check_arguments
 from hf_srigl.card import PICTURE, is_edited, write_card
 from hf_srigl.checkpoints import discard_older, written_whole
 from hf_srigl.config import SRigLConfig
-from hf_srigl.distillation import Distillation, check_gives_hidden_states
+from hf_srigl.distillation import Distillation, check_gives_hidden_states, check_weights
 from hf_srigl.hub import explained_failure
 from hf_srigl.plots import plot_topology
 from hf_srigl.surgery import generator_for, sparsify
@@ -107,6 +107,7 @@ class SRigLTrainerMixin(_TrainerMethods):
         if teacher is self.model:
             raise ValueError("the teacher is the model that becomes sparse: pass a copy, copy.deepcopy(model)")
         self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
+        check_weights(distillation_temperature, distillation_weight, distillation_hidden_weight)
         if distillation_hidden_weight:
             if teacher is None:
                 raise ValueError("distillation_hidden_weight needs a teacher: pass one, or leave it at 0")

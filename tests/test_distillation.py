@@ -261,6 +261,7 @@ def test_bad_teachers(tmp_path):
         ({"teacher": quiet_bert(), "distillation_temperature": 0.0}, "distillation_temperature above 0"),
         ({"teacher": quiet_bert(), "distillation_hidden_weight": -1.0}, "distillation_hidden_weight of at least 0"),
         ({"distillation_hidden_weight": 1.0}, "distillation_hidden_weight needs a teacher"),
+        ({"distillation_weight": 2.0}, "distillation_weight in"),  # without a teacher too
         (
             {"teacher": nn.Linear(2, 2), "distillation_hidden_weight": 1.0},
             "Linear.forward takes no output_hidden_states",

