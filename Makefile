@@ -30,12 +30,12 @@ asan: $(READY)  ## the kernel tests under the address and undefined-behaviour sa
 	cmake --build build/asan
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 HF_SRIGL_LIBRARY=build/asan/_condensed.so \
-	$(BIN)/python -m pytest -p no:cacheprovider tests/test_cpu.py tests/test_plans.py tests/test_copies.py
+	$(BIN)/python -m pytest -p no:cacheprovider tests/ops/test_cpu.py tests/ops/test_plans.py tests/ops/test_copies.py
 
 clean:
 	rm -rf $(VENV) build dist
 
-$(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard hf_srigl/ops/src/*)
+$(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard hf_srigl/ops/cpu/src/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch

@@ -13,10 +13,11 @@ from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, TrainingArguments
 
 import hf_srigl
-from hf_srigl.history import leave_pictures
+from hf_srigl.training.history import leave_pictures
 
 # triton is optional; what imports it can only be looked through for examples where it is installed
-collect_ignore = [] if importlib.util.find_spec("triton") else ["hf_srigl/ops/triton.py", "tests/compile_triton.py"]
+_NEED_TRITON = ["hf_srigl/ops/cuda/triton_kernels.py", "tests/ops/compile_triton.py"]
+collect_ignore = [] if importlib.util.find_spec("triton") else _NEED_TRITON
 
 
 def pytest_collection_modifyitems(config, items):
@@ -64,13 +65,13 @@ def _one_thread():
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """Most tests train without leaving pictures, which take longer than the training; `pictures` undoes this."""
-    monkeypatch.setattr("hf_srigl.callback.leave_pictures", lambda *args: [])
+    monkeypatch.setattr("hf_srigl.training.callback.leave_pictures", lambda *args: [])
 
 
 @pytest.fixture
 def pictures(_no_pictures, monkeypatch):
     """In this test the Trainer leaves its pictures, as it does outside of tests."""
-    monkeypatch.setattr("hf_srigl.callback.leave_pictures", leave_pictures)
+    monkeypatch.setattr("hf_srigl.training.callback.leave_pictures", leave_pictures)
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def files(tmp_path_factory):
 def _names_in_docstrings(doctest_namespace, request, tmp_path, monkeypatch):
     doctest_namespace.update(vars(hf_srigl))
     doctest_namespace.update(torch=torch, tmp_path=tmp_path)
-    if "hf_srigl/trainer" in request.node.nodeid or "hf_srigl/callback" in request.node.nodeid:
+    if "training/trainer" in request.node.nodeid or "training/callback" in request.node.nodeid:
         monkeypatch.setattr(PrinterCallback, "on_log", lambda *args, **kwargs: None)  # examples show no logs
         args = training_args(tmp_path / "out")
         config = hf_srigl.SRigLConfig(sparsity=0.75, update_every=2, gamma_sal=None)

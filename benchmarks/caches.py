@@ -16,9 +16,10 @@ import time
 import torch
 from common import write
 
-from hf_srigl.bench import SHAPES, half, layer_pair
-from hf_srigl.ops import cpu, library
-from hf_srigl.ops.plans import plan
+from hf_srigl.bench.layers import SHAPES, half, layer_pair
+from hf_srigl.ops.cpu import calls as cpu
+from hf_srigl.ops.cpu import library
+from hf_srigl.ops.cpu.plans import plan
 
 
 def kernel(layer, x: torch.Tensor):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from hf_srigl.measure import processor, versions
+from hf_srigl.bench.measure import processor, versions
 
 RESULTS = Path(__file__).parent / "results"
 

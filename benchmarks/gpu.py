@@ -59,7 +59,7 @@ def device(sizes: Sizes) -> str:
 
 def suite(sizes: Sizes) -> str:
     """The GPU tests of the suite; their summary, and the failures if there are any."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", "tests/test_gpu.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", "tests/ops/test_gpu.py"]
     if sizes.device == "cpu":
         command.append("--collect-only")
     environment = {

@@ -10,8 +10,10 @@ from gpu_timing import Sizes, alternate
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_srigl import CondensedLinear, topology
-from hf_srigl.ops import choose, choose_cuda, kernel_for
+from hf_srigl import CondensedLinear
+from hf_srigl.ops import choose, kernel_for
+from hf_srigl.ops.cuda import choose_cuda
+from hf_srigl.rule import topology
 
 
 def pair(n_out: int, n_in: int, sparsity: float, sizes: Sizes) -> tuple[Tensor, CondensedLinear]:
@@ -45,7 +47,7 @@ def dense_path(layer: CondensedLinear, x: Tensor) -> Tensor:
 
 
 def layers(sizes: Sizes) -> str:
-    """The table, its summary, and the measured line for `hf_srigl/ops/choose_cuda.py`."""
+    """The table, its summary, and the measured line for `hf_srigl/ops/cuda/choose_cuda.py`."""
     lines = [
         "Speed-up over cuBLAS bf16 (above 1: faster), CUDA events, medians in turns, cold L2. `auto` is what the layer does",
         "by itself, `kernel` the Triton kernel, `scatter` the dense path.",
@@ -110,4 +112,4 @@ def limits(beats: dict[float, dict[int, list[bool]]]) -> str:
             limit = rows
         found.append((round(density * 1.1, 3), limit))
     line = ", ".join(f"({density}, {rows})" for density, rows in found)
-    return f"Measured, for `hf_srigl/ops/choose_cuda.py`:\n\n```python\nROW_LIMITS = ({line},)\n```"
+    return f"Measured, for `hf_srigl/ops/cuda/choose_cuda.py`:\n\n```python\nROW_LIMITS = ({line},)\n```"

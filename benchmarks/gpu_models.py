@@ -9,8 +9,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from hf_srigl import SRigL, SRigLConfig, sparsify, sparsity_report
-from hf_srigl.attachment import condensed_layers
-from hf_srigl.memory import live_bytes
+from hf_srigl.model.attachment import condensed_layers
+from hf_srigl.training.memory import live_bytes
 
 SPARSITY = 0.9
 

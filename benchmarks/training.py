@@ -17,8 +17,9 @@ from accelerate import Accelerator
 from common import batch, bert_stack, write
 from torch import nn, optim
 
-from hf_srigl import CondensedLinear, SRigL, SRigLConfig, sparsify, sparsity_report, topology
-from hf_srigl.memory import live_bytes
+from hf_srigl import CondensedLinear, SRigL, SRigLConfig, sparsify, sparsity_report
+from hf_srigl.rule import topology
+from hf_srigl.training.memory import live_bytes
 
 CONFIG = SRigLConfig(sparsity=0.9, update_every=3)
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_srigl import SRigL, SRigLConfig, sparsify, sparsity_report
-from hf_srigl.checkpoints import written_whole
+from hf_srigl.training.checkpoints import written_whole
 
 GLOBAL_BATCH, ACCUMULATION, SAVE_EVERY = 64, 2, 20
 

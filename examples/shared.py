@@ -23,8 +23,8 @@ from transformers import AutoConfig, HfArgumentParser, PreTrainedConfig, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_srigl import SparseTrainer, SRigLConfig, sparsity_report
-from hf_srigl.attachment import condensed_layers, config_of
-from hf_srigl.trainer import _FIXED
+from hf_srigl.model.attachment import condensed_layers, config_of
+from hf_srigl.training.trainer import _FIXED
 
 logger = logging.getLogger(__name__)
 

@@ -3,13 +3,13 @@
 Importing this package registers the condensed format with transformers, so that ``from_pretrained`` loads it.
 """
 
-from hf_srigl.callback import SRigLCallback
 from hf_srigl.config import SRigLConfig
-from hf_srigl.linear import CondensedLinear
-from hf_srigl.report import sparsity_report
-from hf_srigl.srigl import SRigL
-from hf_srigl.surgery import densify, sparsify
-from hf_srigl.trainer import SparseTrainer, SRigLTrainerMixin
+from hf_srigl.layers.linear import CondensedLinear
+from hf_srigl.model.report import sparsity_report
+from hf_srigl.model.surgery import densify, sparsify
+from hf_srigl.training.callback import SRigLCallback
+from hf_srigl.training.srigl import SRigL
+from hf_srigl.training.trainer import SparseTrainer, SRigLTrainerMixin
 
 __all__ = [
     "CondensedLinear",

@@ -18,13 +18,13 @@ from torch import Tensor, nn, optim
 from torch.utils.data import Dataset
 
 from hf_srigl.config import SRigLConfig
-from hf_srigl.history import LAYERS_PICTURE, TOPOLOGY_PICTURE, History, leave_pictures
-from hf_srigl.memory import live_bytes
+from hf_srigl.model.report import SparsityReport, sparsity_report
 from hf_srigl.plots import Measure, plot_comparison
 from hf_srigl.plots.style import new_figure
-from hf_srigl.report import SparsityReport, sparsity_report
-from hf_srigl.trainer import SparseTrainer
-from hf_srigl.updates import UpdateReport
+from hf_srigl.rule.updates import UpdateReport
+from hf_srigl.training.history import LAYERS_PICTURE, TOPOLOGY_PICTURE, History, leave_pictures
+from hf_srigl.training.memory import live_bytes
+from hf_srigl.training.trainer import SparseTrainer
 
 HIDDEN = 128
 # Each the best of several between 5e-4 and 8e-3 on held-out training digits: sparse networks like larger ones.

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import HfArgumentParser
 
 from hf_srigl import SRigLConfig, sparsify, sparsity_report
-from hf_srigl.distribution import fan_in_per_layer
-from hf_srigl.schedule import drop_fraction_at, floor_count, is_update_step, stagger_offsets, update_interval
+from hf_srigl.rule.distribution import fan_in_per_layer
+from hf_srigl.rule.schedule import drop_fraction_at, floor_count, is_update_step, stagger_offsets, update_interval
 
 
 def test_defaults_are_the_documented_ones():

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageClassification
 from hf_srigl import SRigLConfig, demo, sparsify, sparsity_report
 from hf_srigl.cli import main
 from hf_srigl.demo import Digits, Outcome, check_reload, comparison, load_digits, new_vit
-from hf_srigl.linear import CondensedLinear
+from hf_srigl.layers.linear import CondensedLinear
 
 STEPS = 24
 

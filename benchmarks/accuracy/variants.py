@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, optim
 from transformers import TrainerCallback
 
-from hf_srigl import SparseTrainer, rule, targets, topology
-from hf_srigl.attachment import condensed_layers
+from hf_srigl import SparseTrainer
+from hf_srigl.model import targets
+from hf_srigl.model.attachment import condensed_layers
+from hf_srigl.rule import topology
+from hf_srigl.training import decision as rule
 
 MICRO_BATCHES = 8
 WARM_UP = 50  # steps

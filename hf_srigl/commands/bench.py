@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from hf_srigl.bench import SHAPES, as_data, bench_layers, head, report
-from hf_srigl.bench_models import MODELS, bench_models
+from hf_srigl.bench.layers import SHAPES, as_data, bench_layers, head, report
+from hf_srigl.bench.models import MODELS, bench_models
 from hf_srigl.commands.common import CommandError, Commands, on_terminal, sparsity
 
 DESCRIPTION = (

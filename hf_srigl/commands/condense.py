@@ -9,8 +9,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hf_srigl.attachment import config_of
-from hf_srigl.card import write_card
 from hf_srigl.commands import common
 from hf_srigl.commands.calibrate import EXAMPLES_READ, text_batches
 from hf_srigl.commands.checkpoints import (
@@ -25,9 +23,11 @@ from hf_srigl.commands.checkpoints import (
 )
 from hf_srigl.commands.common import CommandError, Commands, count, megabytes, one_line
 from hf_srigl.config import SRigLConfig
-from hf_srigl.masks import ZerosInLayer, condense_zeros
-from hf_srigl.report import SparsityReport, sparsity_report
-from hf_srigl.surgery import sparsify
+from hf_srigl.files.card import write_card
+from hf_srigl.model.attachment import config_of
+from hf_srigl.model.masks import ZerosInLayer, condense_zeros
+from hf_srigl.model.report import SparsityReport, sparsity_report
+from hf_srigl.model.surgery import sparsify
 
 EXAMPLES = """examples:
   hf-srigl condense bert-base-uncased out --sparsity 0.8

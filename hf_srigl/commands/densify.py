@@ -6,7 +6,6 @@ import argparse
 import json
 from pathlib import Path
 
-from hf_srigl.card import remove_card_section
 from hf_srigl.commands import common
 from hf_srigl.commands.checkpoints import (
     check_new,
@@ -17,7 +16,8 @@ from hf_srigl.commands.checkpoints import (
     weight_files,
 )
 from hf_srigl.commands.common import Commands, megabytes
-from hf_srigl.surgery import densify
+from hf_srigl.files.card import remove_card_section
+from hf_srigl.model.surgery import densify
 
 EXAMPLES = """examples:
   hf-srigl densify out/sparse out/dense

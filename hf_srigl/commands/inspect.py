@@ -7,11 +7,11 @@ import json
 
 import torch
 
-from hf_srigl.attachment import config_of
 from hf_srigl.commands import common
 from hf_srigl.commands.checkpoints import Loaded, fetch, load_condensed, weight_files
 from hf_srigl.commands.common import CommandError, Commands, count, megabytes
-from hf_srigl.report import sparsity_report
+from hf_srigl.model.attachment import config_of
+from hf_srigl.model.report import sparsity_report
 
 EXAMPLES = """examples:
   hf-srigl inspect out/checkpoint-500

@@ -9,10 +9,10 @@ from pathlib import Path
 from hf_srigl.commands import common
 from hf_srigl.commands.checkpoints import fetch, load_condensed
 from hf_srigl.commands.common import CommandError, Commands, count, one_line
-from hf_srigl.history import HISTORY_FILE, History
+from hf_srigl.model.report import sparsity_report
 from hf_srigl.plots import plot_layers
 from hf_srigl.plots.style import new_figure
-from hf_srigl.report import sparsity_report
+from hf_srigl.training.history import HISTORY_FILE, History
 
 EXAMPLES = """examples:
   hf-srigl plot out/sparse layers.png

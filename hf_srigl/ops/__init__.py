@@ -17,10 +17,14 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from hf_srigl import topology
-from hf_srigl.ops import choose, choose_cuda, copies, cpu, cuda, reference
+from hf_srigl.ops import choose, reference
 from hf_srigl.ops.choose import kernel_for
 from hf_srigl.ops.collect import collection
+from hf_srigl.ops.cpu import calls as cpu
+from hf_srigl.ops.cpu import copies
+from hf_srigl.ops.cuda import calls as cuda
+from hf_srigl.ops.cuda import choose_cuda
+from hf_srigl.rule import topology
 
 __all__ = ["condensed_linear", "condensed_linear_backward", "kernel_for"]
 
@@ -34,7 +38,7 @@ def condensed_linear(
     handle: Tensor | None,
     keep_dense: bool = False,
 ) -> Tensor:
-    """``y = x W^T + bias`` with W (N, K) in condensed form (`hf_srigl.topology`).
+    """``y = x W^T + bias`` with W (N, K) in condensed form (`hf_srigl.rule.topology`).
 
     Args:
         x: (..., K), of the dtype of `weight`.
@@ -42,7 +46,7 @@ def condensed_linear(
         handle: of the layer's `hf_srigl.ops.collect.DenseGradient`, a 0-d int64 CPU tensor; None where no gradient is
             wanted, so that a compiled inference graph has no input on the CPU.
         keep_dense: if the call needs no gradient and `weight` is a parameter too dense to gain from the kernels, a dense
-            copy of it may be kept for the next call (`hf_srigl.ops.copies`).
+            copy of it may be kept for the next call (`hf_srigl.ops.cpu.copies`).
 
     Returns:
         (..., N), contiguous, sharing no memory with the inputs. Gradients flow to x, weight and bias.

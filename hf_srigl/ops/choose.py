@@ -1,11 +1,11 @@
 """Which implementation runs a call of the operator, and why.
 
-- ``cpu``: the native kernels (`ops.cpu`)
-- ``copy``: a matrix product with a dense copy that is kept between calls (`ops.copies`), in inference only
+- ``cpu``: the native kernels (`ops.cpu.calls`)
+- ``copy``: a matrix product with a dense copy that is kept between calls (`ops.cpu.copies`), in inference only
 - ``dense``: a transient dense matrix, scattered natively, and a matrix product
 - ``reference``: the same with torch alone (`ops.reference`), for other devices and dtypes and without compiled kernels
 
-Calls on CUDA devices are decided in `ops.choose_cuda`.
+Calls on CUDA devices are decided in `ops.cuda.choose_cuda`.
 
 Between the first three, the cheaper is estimated per call. The estimate needs only the ratio of two costs that move
 together from machine to machine: nanoseconds per kept value (native) and per weight of the dense matrix, each as a
@@ -24,7 +24,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hf_srigl.ops import choose_cuda, cpu, library
+from hf_srigl.ops.cpu import calls as cpu
+from hf_srigl.ops.cpu import library
+from hf_srigl.ops.cuda import choose_cuda
 
 VARIABLE = "HF_SRIGL_KERNEL"
 COPY_VARIABLE = "HF_SRIGL_DENSE_COPY"

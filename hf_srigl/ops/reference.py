@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hf_srigl import topology
 from hf_srigl.ops.collect import collection
+from hf_srigl.rule import topology
 
 Scatter = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # `topology.scatter`, or a kernel that computes the same
 Gather = Callable[[Tensor, Tensor, Tensor], Tensor]  # `topology.gather`, likewise

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
+from hf_srigl.model.report import LayerRow, SparsityReport
 from hf_srigl.plots import style
-from hf_srigl.report import LayerRow, SparsityReport
 
 MOST_BARS = 16  # layers with a bar and a name of their own; more are drawn by their place among those of their kind
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
+from hf_srigl.model.report import SparsityReport
 from hf_srigl.plots import style
-from hf_srigl.report import SparsityReport
-from hf_srigl.updates import UpdateReport
+from hf_srigl.rule.updates import UpdateReport
 
 Series = list[tuple[int, int, float]]  # (step, fan-in, active neurons as a share of the layer's)
 
@@ -39,7 +39,7 @@ def plot_topology(
         ValueError: there is no report.
 
     Example:
-        >>> from hf_srigl.updates import LayerUpdate
+        >>> from hf_srigl.rule.updates import LayerUpdate
         >>> row = LayerUpdate(name="mlp.0.fc1", dropped=9, grown=9, fan_in=8, active=32, neurons=64, itop=0.2)
         >>> report = UpdateReport(100, 0.3, (row,), sparsity=0.9, active_neurons=0.5, itop=0.2)
         >>> plot_topology([report], tmp_path / "topology.png", total_steps=200)
@@ -96,7 +96,7 @@ def topology_series(
     """Layer name -> its (step, fan-in, share of active neurons) after each of its updates; before the first, `start`.
 
     Example:
-        >>> from hf_srigl.updates import LayerUpdate
+        >>> from hf_srigl.rule.updates import LayerUpdate
         >>> row = LayerUpdate(name="fc1", dropped=9, grown=9, fan_in=8, active=32, neurons=64, itop=0.2)
         >>> topology_series([UpdateReport(100, 0.3, (row,), sparsity=0.9, active_neurons=0.5, itop=0.2)])
         {'fc1': [(100, 8, 0.5)]}
@@ -115,7 +115,7 @@ def replaced(report: UpdateReport) -> float:
     """The share of the updated layers' connections that are new after an update.
 
     Example:
-        >>> from hf_srigl.updates import LayerUpdate
+        >>> from hf_srigl.rule.updates import LayerUpdate
         >>> row = LayerUpdate(name="fc1", dropped=64, grown=64, fan_in=8, active=32, neurons=64, itop=0.2)
         >>> replaced(UpdateReport(100, 0.3, (row,), sparsity=0.9, active_neurons=0.5, itop=0.2))
         0.25

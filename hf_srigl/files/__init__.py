@@ -1,0 +1,1 @@
+"""The condensed form inside transformers and on the Hub: loading, saving, the model card."""

@@ -1,0 +1,1 @@
+"""The operator on CPUs: native kernels (`src/`), the plans and dense copies they keep."""

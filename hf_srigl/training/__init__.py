@@ -1,0 +1,1 @@
+"""Training: the one object that changes a topology, and what carries it through loops, Trainers and processes."""

@@ -1,0 +1,149 @@
+"""The documents: every Python block of the README runs, the commands named exist, links lead somewhere."""
+
+import doctest
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from test_structure import WINGS
+from transformers import PrinterCallback, TrainingArguments
+
+import hf_srigl
+from conftest import Toy, tiny_bert
+from hf_srigl import cli
+from hf_srigl.files.quantizer import SRigLQuantizationConfig
+
+ROOT = Path(hf_srigl.__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs blocks of code in order, in an empty folder, with stand-ins for the reader's own things and for the Hub."""
+    torch.manual_seed(0)
+    tiny_bert().save_pretrained(tmp_path / "bert")
+    hf_srigl.sparsify(tiny_bert(), hf_srigl.SRigLConfig()).save_pretrained(tmp_path / "condensed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(PrinterCallback, "on_log", lambda *args, **kwargs: None)
+    monkeypatch.setenv("TRAINER_REPORT_TO", "none")
+    data = Toy()
+    names = {
+        "build_model": tiny_bert,
+        "model": tiny_bert(),
+        "args": TrainingArguments("out", max_steps=2, report_to="none"),
+        "train_dataset": data,
+        "eval_dataset": data,
+        "dataloader": torch.utils.data.DataLoader(data, batch_size=32),
+        "images": [{"pixel_values": torch.randn(1, 28, 28), "labels": i % 10} for i in range(64)],
+    }
+    stand_ins = {"google-bert/bert-base-uncased": tmp_path / "bert", "you/condensed": tmp_path / "condensed"}
+
+    def execute(code):
+        for block in code:
+            for name, folder in stand_ins.items():
+                block = block.replace(name, str(folder))
+            exec(block, names)
+        return names
+
+    return execute
+
+
+no_accelerator = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")  # here, and the pages need not say so
+
+
+@no_accelerator
+def test_the_python_blocks_of_the_readme_run_in_order(run, tmp_path):
+    code = blocks(README, "python")
+    assert len(code) >= 6
+    names = run(code[:-1])
+    assert type(names["model"].bert.pooler.dense) is torch.nn.Linear  # it ends with densify
+    names = run(code[-1:])
+    assert names["report"] is None or names["report"].dropped >= 0
+    assert (tmp_path / "out" / "sparse" / "model.safetensors").is_file()
+
+
+@no_accelerator
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's call into transformers
+@pytest.mark.parametrize("page", ["choosing", "finetuning", "pretraining", "migrating", "troubleshooting", "scaling"])
+def test_the_python_blocks_of_a_page_run_in_order(page, run):
+    code = blocks((ROOT / "docs" / f"{page}.md").read_text(), "python")
+    assert len(code) >= 2
+    run(code)
+
+
+def test_no_page_has_blocks_that_nobody_runs():
+    """Pages not named above have only doctests, which are run here."""
+    run_above = {"README", "choosing", "finetuning", "pretraining", "migrating", "troubleshooting", "scaling"}
+    for page in PAGES:
+        if page.stem not in run_above:
+            for block in blocks(page.read_text(), "python"):
+                assert block.startswith(">>>"), page
+            failures, _ = doctest.testfile(str(page), module_relative=False)
+            assert failures == 0, page
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(PrinterCallback, "on_log", lambda *args, **kwargs: None)
+    notebook = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())
+    assert all(cell.get("outputs", []) == [] for cell in notebook["cells"])  # none that may be out of date
+    names = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert names["metrics"]["eval_accuracy"] > 0.9
+    assert names["same"]
+    assert len(names["updates"]) == 11
+    assert names["report"].target_sparsity == pytest.approx(0.8, abs=0.01)
+
+
+def test_the_json_of_the_format_page_is_valid():
+    (example,) = blocks((ROOT / "docs" / "format.md").read_text(), "json")
+    config = SRigLQuantizationConfig.from_dict(json.loads(example)["quantization_config"])
+    assert config.srigl == hf_srigl.SRigLConfig()
+
+
+def test_the_commands_of_the_readme_exist():
+    (commands,) = blocks(README, "bash")
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^make (\w+)", commands, flags=re.MULTILINE)
+    assert targets == ["demo", "test"]
+    for target in [*targets, *re.findall(r"`make (\w+)`", README)]:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_subcommands_named_on_a_page_exist(page):
+    known = {command.__name__.rsplit(".", 1)[-1] for command in cli.COMMANDS}
+    assert set(re.findall(r"hf-srigl ([a-z]+)", page.read_text())) <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_file_names_lead_somewhere(page):
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    for link in links:
+        assert (page.parent / link).exists(), link
+    for name in re.findall(r"`((?:hf_srigl|tests|docs|benchmarks|examples)/[\w/.]+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_picture_of_the_wings_is_the_house():
+    picture = blocks((ROOT / "docs" / "design.md").read_text(), "")[0]
+    drawn = re.findall(r"^  ([a-z]+)(?:/|\.py)", picture, flags=re.MULTILINE)
+    assert drawn[::-1] == [*WINGS[""], *(wing for wing in WINGS if wing)]
+    assert re.findall(r"^    ([a-z]+)/", picture, flags=re.MULTILINE) == ["cpu", "cuda"]
+
+
+def test_nothing_is_left_to_fill_in():
+    for page in PAGES:
+        assert "@@" not in page.read_text(), page
+    assert os.path.isfile(ROOT / "LICENSE")
