@@ -37,7 +37,7 @@ ORDER = [
     ".".join(part for part in (wing, file) if part).removesuffix(".__init__") for wing in WINGS for file in WINGS[wing]
 ]
 PLACELESS = {
-    "",
+    "__init__",
     "rule",
     "layers",
     "model",
