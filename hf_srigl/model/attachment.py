@@ -54,9 +54,9 @@ def attach(model: nn.Module, config: SRigLConfig) -> None:
 
     Attaching the quantizer here and not when saving matters: the Trainer's own checkpoints then load through AutoModel.
     """
-    remember(model, config)
     for part in _outermost_pretrained(model):
         _attach_format(part, config)
+    remember(model, config)
 
 
 def is_on_ramp(model: nn.Module) -> bool:

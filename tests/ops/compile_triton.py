@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hf_srigl.ops import triton as kernels
+from hf_srigl.ops.cuda import triton_kernels as kernels
 
 FORWARD = ("x", "weight", "indices", "active", "bias", "y", "rows", "n_out", "n_in", "budget")
 SCATTER = ("weight", "indices", "active", "dense", "n_out", "n_in", "budget")

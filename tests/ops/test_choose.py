@@ -83,10 +83,11 @@ def test_gradients_copies_and_the_switch_decide(monkeypatch):
 def spy(monkeypatch):
     """The names of the implementations called, in order."""
     calls = []
-    for module, name in ((cpu, "forward"), (cpu, "backward"), (cpu, "scatter"), (reference, "forward")):
+    for kind, name in (("cpu", "forward"), ("cpu", "backward"), ("cpu", "scatter"), ("reference", "forward")):
+        module = {"cpu": cpu, "reference": reference}[kind]
         original = getattr(module, name)
 
-        def noted(*arguments, _original=original, _name=f"{module.__name__.split('.')[-1]}.{name}"):
+        def noted(*arguments, _original=original, _name=f"{kind}.{name}"):
             calls.append(_name)
             return _original(*arguments)
 

@@ -24,7 +24,7 @@ def run(*command, **variables):
 @needs_triton
 def test_in_the_interpreter():
     options = ("-o", "addopts=--strict-markers", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
-    done = run("-m", "pytest", *options, "tests/helpers/triton_cases.py", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+    done = run("-m", "pytest", *options, "tests/ops/triton_cases.py", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "skipped" not in done.stdout
     assert "passed" in done.stdout
