@@ -119,6 +119,9 @@ SETS: dict[str, Callable[[Path], None]] = {
 
 
 def main(arguments: Sequence[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
     if len(arguments) != 2 or arguments[0] not in SETS:
         raise UserError(f"expected one of {', '.join(SETS)} and a folder, got: {' '.join(arguments) or 'nothing'}")
     folder = Path(arguments[1])

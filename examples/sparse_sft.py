@@ -5,7 +5,7 @@
         --dataset_name trl-lib/Capybara --output_dir out/sft
 
 It takes the options of TRL's `SFTConfig`, those of `SRigLConfig`, and ``--dense`` for the baseline. Local data are json
-lines in any of TRL's formats: text, prompt and completion, or messages. Needs ``pip install hf_srigl[sft]``.
+lines in any of TRL's formats: text, prompt and completion, or messages. Needs ``pip install '.[sft]'``.
 """
 
 from __future__ import annotations

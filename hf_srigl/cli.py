@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import hf_srigl
 from hf_srigl.commands import bench, condense, demo, densify, inspect, plot
 from hf_srigl.commands.common import CommandError, loading_bars
 
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Sparse stays sparse: SRigL training for Hugging Face transformers.",
         epilog="hf-srigl COMMAND --help says more about a command and shows examples.",
     )
+    parser.add_argument("--version", action="version", version=f"hf_srigl {hf_srigl.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add(commands)

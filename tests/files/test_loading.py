@@ -19,7 +19,7 @@ from torch import nn
 from zoo import BY_NAME, CONFIG, assert_same_tensors, condensed, expand, run, trained
 
 import hf_srigl
-from hf_srigl import SparseTrainer, SRigLConfig, densify, sparsify, sparsity_report
+from hf_srigl import SparseTrainer, SRigLConfig, densify, install, sparsify, sparsity_report
 from hf_srigl.model.attachment import config_of
 
 AUTO = hf.AutoModelForSequenceClassification
@@ -549,7 +549,8 @@ def test_push_to_hub_of_a_trainer(uploads, tmp_path):
     card = ModelCard(uploads["README.md"].decode())
     assert {"srigl", "sparse"} <= set(card.data.tags)
     assert "hf_srigl" in card.text
-    assert "pip install hf_srigl" in card.text
+    assert install.how() in card.text
+    assert "pip install hf_srigl" not in card.text  # no such package is on the index
     assert str(sparsity_report(trainer.model)) in card.text
     snippet = re.search(r"```python\n(import hf_srigl.*?)```", card.text, re.DOTALL).group(1)
     assert 'from_pretrained("somebody/my-sparse-bert")' in snippet

@@ -12,7 +12,7 @@ ROOT = Path(hf_srigl.__file__).parent
 # The wings in drawing order, each with its files. A file imports only from wings named before its own, and within its wing only
 # files named before it. A wing's own page is `__init__`: where it has code (ops, plots) it is named last.
 WINGS = {
-    "": ["config", "processes"],
+    "": ["config", "processes", "install"],
     "rule": ["draws", "schedule", "distribution", "selection", "topology", "rigl", "updates"],
     "ops": [
         "collect", "reference", "cpu.library", "cpu.plans", "cpu.calls", "cpu.copies",

@@ -74,7 +74,7 @@ def test_without_triton():
     done = run("-c", MISSING)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("WARNING condensed layers on the GPU run on the slow path, without Triton kernels:") == 1
-    assert "pip install 'hf_srigl[gpu]'" in done.stderr
+    assert "pip install '.[gpu]'" in done.stderr
     cuda, cpu, first, second = done.stdout.splitlines()
     assert cuda.startswith("('reference', \"triton is not installed")
     assert cpu in ("cpu", "reference")

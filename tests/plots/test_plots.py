@@ -127,7 +127,7 @@ def test_nothing_to_draw_is_an_error(tmp_path):
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install hf_srigl\[plots\]"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[plots\]'"):
         plot_topology(REPORTS, tmp_path / "picture.png")
 
 
@@ -309,7 +309,7 @@ def test_without_matplotlib_training_goes_on_and_one_line_says_so(tmp_path, pict
     assert os.listdir(tmp_path / "out") == ["srigl_history.json"]
     (line,) = warned
     assert "no picture of the topology" in line
-    assert "pip install hf_srigl[plots]" in line
+    assert "pip install '.[plots]'" in line
     assert trainer.state.global_step == 6
 
 
@@ -412,5 +412,5 @@ def test_what_plot_refuses(folder, tmp_path, capsys, monkeypatch):
     tiny_bert().save_pretrained(tmp_path / "dense")
     assert "not a condensed checkpoint" in fails(tmp_path / "dense", picture)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert "pip install hf_srigl[plots]" in fails(folder, picture)
+    assert "pip install '.[plots]'" in fails(folder, picture)
     assert not picture.exists()

@@ -14,6 +14,7 @@ from types import ModuleType
 
 import torch
 
+from hf_srigl import install
 from hf_srigl.ops.cuda import MAX_ROWS
 
 _log = logging.getLogger("hf_srigl.ops")
@@ -32,7 +33,7 @@ def _import() -> tuple[ModuleType | None, str]:
     except ImportError as error:
         if error.name is None or error.name.split(".")[0] != "triton":
             raise
-        return None, f"triton is not installed ({error}); pip install 'hf_srigl[gpu]' brings it on Linux"
+        return None, f"triton is not installed ({error}); {install.how('gpu')} brings it on Linux"
 
 
 def available() -> bool:
