@@ -90,7 +90,11 @@ def _content(page: str, source: Path) -> str:
     text = source.read_text(encoding="utf-8")
     if source.suffix == ".ipynb":
         return _notebook(text)
-    return text if text.startswith("#") else f"# {source.stem}\n\n{text}"
+    return text if text.startswith("#") else f"# {_title(source)}\n\n{text}"
+
+
+def _title(source: Path) -> str:
+    return source.stem.replace("_", " ").capitalize()
 
 
 def _notebook(text: str) -> str:
@@ -107,9 +111,9 @@ def _table_of_results() -> str:
     for page, source in sorted(RESULTS.items()):
         head = (ROOT / source).read_text(encoding="utf-8")
         facts = [re.search(rf"^- {fact}: (.*)$", head, flags=re.MULTILINE) for fact in ("command", "date", "machine")]
-        cells = " | ".join(fact[1] if fact else "" for fact in facts)
-        rows.append(f"| [{Path(page).stem}]({Path(page).name}) | {cells} |")
-    table = "\n".join(["| table | command | date | machine |", "|---|---|---|---|", *rows])
+        command, *where = (fact[1] if fact else "" for fact in facts)
+        rows.append(f"| [{_title(ROOT / source)}]({Path(page).name}) | {command} | {', '.join(where)} |")
+    table = "\n".join(["| table | command | measured |", "|---|---|---|", *rows])
     return f"# Tables\n\nAs the benchmarks wrote them. The study of accuracy has [its own page](../accuracy.md).\n\n{table}\n"
 
 
