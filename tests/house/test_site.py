@@ -37,7 +37,8 @@ class Links(HTMLParser):
 
 
 def build(folder, **environment):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    # not --quiet, with which MkDocs counts no warnings
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     unset = {name: value for name, value in os.environ.items() if name not in ("SITE_REPO_URL", "SITE_URL")}
     environment = {**unset, "NO_MKDOCS_2_WARNING": "1", **environment}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
