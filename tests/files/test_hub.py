@@ -271,7 +271,7 @@ def test_a_time_is_in_the_card_only_after_it_was_measured():
     assert "1 thread, float32" in speed.machine
     text = add_card_section("# Mine", model)
     assert f"| forward pass, ms | {1000 * speed.condensed:.1f} | {1000 * speed.dense:.1f} |" in text
-    assert speed.sentence() in text
+    assert speed.caption() in text
     assert model.training
     densify(model)
     assert speed_of(model) is None
@@ -280,7 +280,15 @@ def test_a_time_is_in_the_card_only_after_it_was_measured():
 def test_the_numbers_of_a_card_are_those_of_the_measurement():
     model = sparsify(tiny_bert(), CONFIG)
     model.__dict__["srigl_speed"] = Speed(0.004, 0.016, "x 1", "m", "d")
-    assert "| forward pass, ms | 4.0 | 16.0 | 0.25 |" in add_card_section("", model)
+    text = add_card_section("", model)
+    assert "| forward pass, ms | 4.0 | 16.0 | 0.25 |\n\nForward pass: x 1; m; median, measured d.\n" in text
+
+
+def test_a_measurement_says_both_times_and_their_ratio():
+    assert Speed(0.004, 0.016, "x 1", "m", "d").sentence() == (
+        "One forward pass takes 4 ms, 0.25 of the dense model's 16 ms (x 1; m; median, measured d)."
+    )
+    assert "takes 0.0303 ms, 1.21 of the dense model's 0.025 ms" in Speed(3.03e-5, 2.5e-5, "x 1", "m", "d").sentence()
 
 
 def test_measuring_leaves_the_model_as_it_was_even_if_it_cannot_run():

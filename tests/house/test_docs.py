@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from test_structure import WINGS
 from transformers import PrinterCallback, TrainingArguments
 
@@ -15,10 +16,12 @@ import hf_srigl
 from conftest import Toy, tiny_bert
 from hf_srigl import cli
 from hf_srigl.files.quantizer import SRigLQuantizationConfig
+from hf_srigl.model.attachment import config_of
 
 ROOT = Path(hf_srigl.__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RUN_IN_ORDER = ["choosing", "finetuning", "pretraining", "migrating", "troubleshooting", "scaling"]
 
 
 def blocks(text, language):
@@ -62,17 +65,32 @@ no_accelerator = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 @no_accelerator
 def test_the_python_blocks_of_the_readme_run_in_order(run, tmp_path):
     code = blocks(README, "python")
-    assert len(code) >= 6
-    names = run(code[:-1])
+    assert len(code) == 3  # a pretrained model, from scratch, loading
+    names = run(code)
+    assert config_of(names["trainer"].model) == hf_srigl.SRigLConfig.for_finetuning(sparsity=0.8)
+    assert hf_srigl.sparsity_report(names["pretrainer"].model).target_sparsity == pytest.approx(0.9, abs=0.02)
     assert type(names["model"].bert.pooler.dense) is torch.nn.Linear  # it ends with densify
-    names = run(code[-1:])
-    assert names["report"] is None or names["report"].dropped >= 0
     assert (tmp_path / "out" / "sparse" / "model.safetensors").is_file()
+
+
+def test_the_readme_is_short_and_its_first_screen_says_what_sparsity_costs():
+    lines = README.splitlines()
+    assert len(lines) <= 120
+    first = "\n".join(lines[:32])
+    assert re.search(r"accuracy lost.*\| 2.1 points \| 4.5 points \|", first)
+    assert "starts at dense memory" in first
+
+
+@no_accelerator
+def test_the_loops_of_the_page_on_using_it_update_on_optimizer_steps_only(run, capsys):
+    names = run(blocks((ROOT / "docs" / "using.md").read_text(), "python"))
+    assert names["srigl"].steps == len(names["dataloader"]) // 4
+    assert " of the dense model's " in capsys.readouterr().out
 
 
 @no_accelerator
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's call into transformers
-@pytest.mark.parametrize("page", ["choosing", "finetuning", "pretraining", "migrating", "troubleshooting", "scaling"])
+@pytest.mark.parametrize("page", RUN_IN_ORDER)
 def test_the_python_blocks_of_a_page_run_in_order(page, run):
     code = blocks((ROOT / "docs" / f"{page}.md").read_text(), "python")
     assert len(code) >= 2
@@ -81,9 +99,8 @@ def test_the_python_blocks_of_a_page_run_in_order(page, run):
 
 def test_no_page_has_blocks_that_nobody_runs():
     """Pages not named above have only doctests, which are run here."""
-    run_above = {"README", "choosing", "finetuning", "pretraining", "migrating", "troubleshooting", "scaling"}
     for page in PAGES:
-        if page.stem not in run_above:
+        if page.stem not in {"README", "using", *RUN_IN_ORDER}:
             for block in blocks(page.read_text(), "python"):
                 assert block.startswith(">>>"), page
             failures, _ = doctest.testfile(str(page), module_relative=False)
@@ -109,6 +126,27 @@ def test_the_json_of_the_format_page_is_valid():
     (example,) = blocks((ROOT / "docs" / "format.md").read_text(), "json")
     config = SRigLQuantizationConfig.from_dict(json.loads(example)["quantization_config"])
     assert config.srigl == hf_srigl.SRigLConfig()
+
+
+def test_one_set_of_learning_rates_for_minilm():
+    """What the study used is what the page, the settings file and the commands of the examples say."""
+    (row,) = re.findall(
+        r"^\| MiniLM-L6, measured \|(.*)\|$", (ROOT / "docs" / "finetuning.md").read_text(), re.MULTILINE
+    )
+    dense, at_80, at_90 = map(float, row.split("|"))
+    used = {}
+    for task in ("trec", "movies"):
+        for line in (ROOT / "benchmarks" / "accuracy" / "results" / f"{task}.jsonl").read_text().splitlines():
+            run = json.loads(line)
+            if run["method"] in ("dense", "ramp-erk-hidden-100"):
+                used.setdefault(run["sparsity"], set()).add(run["lr"])
+    assert (used[0.0], used[0.7], used[0.8], used[0.9]) == ({dense}, {at_80}, {at_80}, {at_90})
+    settings = yaml.safe_load((ROOT / "examples" / "configs" / "glue.yaml").read_text())
+    assert (settings["sparsity"], settings["learning_rate"]) == (0.8, at_80)
+    commands = "".join(blocks((ROOT / "examples" / "README.md").read_text(), "bash")).replace("\\\n", " ").splitlines()
+    glue = [line for line in commands if "glue.yaml" in line and "data/minilm" in line]
+    rates = [float(rate) for line in glue for rate in re.findall(r"--learning_rate (\S+)", line)]
+    assert rates == [dense]  # of the command with --dense; the others leave the settings file's
 
 
 def test_the_commands_of_the_readme_exist():
