@@ -19,6 +19,8 @@ from hf_srigl.rule.distribution import fan_in_per_layer
 
 logger = logging.get_logger(__name__)
 
+MUCH = 0.8  # from here on cutting a pretrained model at once costs far more than a ramp (docs/accuracy.md)
+
 
 def sparsify(
     model: nn.Module, config: SRigLConfig, *, calibration: Iterable[Any] | None = None, progress: bool = False
@@ -54,15 +56,26 @@ def sparsify(
     shapes = {name: dense_weight(module).shape for name, module in targets.items()}
     first = config.sparsity if config.ramp_until is None else config.ramp_from
     fan_ins = fan_in_per_layer({n: (s[0], s[1]) for n, s in shapes.items()}, first, config.distribution)
-    if config.init == "random" and isinstance(model, PreTrainedModel) and model.name_or_path:
-        logger.warning_once(
-            f"{type(model).__name__} was loaded from {model.name_or_path}, but init='random' draws new weights for its target "
-            "layers; to keep the pretrained ones use init='magnitude', or SRigLConfig.for_finetuning(...)."
-        )
+    if isinstance(model, PreTrainedModel) and model.name_or_path:
+        _warn_of_lost_weights(type(model).__name__, model.name_or_path, config)
     for name, module in logging.tqdm(targets.items(), desc="Condensing layers", disable=not progress):
         replace(model, module, first_layer(name, module, fan_ins[name], config, norms.get(name)))
     settle(model, config)
     return model
+
+
+def _warn_of_lost_weights(kind: str, source: str, config: SRigLConfig) -> None:
+    """A pretrained model is about to lose more than fine-tuning usually regains."""
+    if config.init == "random":
+        logger.warning_once(
+            f"{kind} was loaded from {source}, but init='random' draws new weights for its target layers; to keep the "
+            "pretrained ones use init='magnitude', or SRigLConfig.for_finetuning(...)."
+        )
+    elif config.sparsity >= MUCH and config.ramp_until is None:
+        logger.warning_once(
+            f"{kind} was loaded from {source} and is cut down to a sparsity of {config.sparsity:.0%} at once, of "
+            "which training regains only a part: SRigLConfig.for_finetuning(...) goes there on a ramp and loses less."
+        )
 
 
 def densify(model: nn.Module, *, progress: bool = False) -> nn.Module:
