@@ -107,10 +107,12 @@ class GradientSizes:
 
     ``weight.grad`` (N, K) is ``gy.T @ x`` and ``bias.grad`` (N,) the sum of gy over all rows. Where the terms cancel, as in
     the bias of keys, whose gradient is zero and comes out as rounding alone, the gradient says nothing about its terms.
+    Queries and keys get their gy through a softmax, whose own sums cancel: to zero where a token sees but itself. These
+    sums are as large as what the values get, so the largest size among the layers of one module counts for all of them.
     """
 
     def __init__(self, layers):
-        self.sizes = {}
+        self._sizes = {}
         for name, layer in layers.items():
             layer.register_forward_hook(lambda _, inputs, y, name=name: self._watch(name, inputs[0], y))
 
@@ -120,8 +122,16 @@ class GradientSizes:
 
     def _add(self, name, gy, x):
         for kind, size in (("weight", (gy.t() @ x).max()), ("bias", gy.sum(0).max())):
-            key = f"{name}.{kind}"
-            self.sizes[key] = self.sizes.get(key, 0.0) + float(size)
+            key = (name, kind)
+            self._sizes[key] = self._sizes.get(key, 0.0) + float(size)
+
+    def of(self, parameter):
+        """The size of a parameter's gradient, by the parameter's name; None if it belongs to no layer watched."""
+        layer, _, kind = parameter.rpartition(".")
+        if (layer, kind) not in self._sizes:
+            return None
+        module = layer.rpartition(".")[0]
+        return max(s for (name, k), s in self._sizes.items() if k == kind and name.rpartition(".")[0] == module)
 
 
 def assert_close_training(actual, expected, *, steps, rate, terms, spread=1.0, name=""):

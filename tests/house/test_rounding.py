@@ -126,18 +126,20 @@ def test_over_a_path_the_float64_model_passes_and_a_changed_weight_fails():
 
 def test_sizes_of_gradients_are_those_of_their_terms():
     model, x = small_model(), torch.randn(6, 30)
-    sizes = GradientSizes({"0": model[0], "3": model[3]}).sizes
-    y = model(x)
-    y.sum().backward()
-    assert sizes["3.bias"] == 6  # six rows of ones
+    sizes = GradientSizes({"self.query": model[0], "self.value": model[0], "last": model[3]})
+    assert sizes.of("last.bias") is None  # before any backward pass
+    model(x).sum().backward()
     hidden = model[:3](x).detach()
-    assert sizes["3.weight"] == pytest.approx(float(hidden.abs().sum(0).max()))
+    assert sizes.of("last.bias") == 6  # six rows of ones
+    assert sizes.of("last.weight") == pytest.approx(float(hidden.abs().sum(0).max()))
+    assert sizes.of("self.query.weight") == sizes.of("self.value.weight") > 0  # layers of one module
+    assert sizes.of("norm.weight") is None
     model(x).sum().backward()  # what is used twice has twice the terms
-    assert sizes["3.bias"] == 12
+    assert sizes.of("last.bias") == 12
     # softmax of the sum: what is the same for all classes has no gradient but rounding
     model.zero_grad()
     model(x).softmax(-1).sum().backward()
-    assert 0 < model[3].bias.grad.abs().max() < 1e-6 * sizes["3.bias"]
+    assert 0 < model[3].bias.grad.abs().max() < 1e-6 * sizes.of("last.bias")
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
