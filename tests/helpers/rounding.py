@@ -16,6 +16,9 @@ and no proof, and tests that use it show that a small fault exceeds it.
 import torch
 from torch import nn
 
+from hf_srigl import CondensedLinear
+from hf_srigl.layers.unstructured import UnstructuredLinear
+
 SECOND_ORDER = 2  # two more terms pay for a bias and for what is quadratic in u
 
 
@@ -84,16 +87,17 @@ def assert_product(actual, a, b, offset=None, *, truncated=False, name=""):
 def path_terms(model):
     """How many terms are added up from the inputs to the outputs and back: inputs and outputs of each weight matrix.
 
+    Of a model with condensed layers these count as the matrices they stand for, so it has the terms of its dense twin.
     Norms, attention and activations between two matrices are not counted: they have no more terms than these.
     """
-    matrices = (m.weight for m in model.modules() if has_matrix(m) and not isinstance(m, nn.Embedding))
-    return sum(weight[0].numel() + weight.shape[0] for weight in matrices)
-
-
-def has_matrix(module):
-    """Whether the module itself multiplies by a matrix: a linear or convolutional layer, whatever its class."""
-    weight = module._parameters.get("weight")
-    return weight is not None and weight.ndim >= 2
+    total = 0
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if isinstance(module, CondensedLinear | UnstructuredLinear):
+            total += module.in_features + module.out_features
+        elif weight is not None and weight.ndim >= 2 and not isinstance(module, nn.Embedding):
+            total += weight[0].numel() + weight.shape[0]  # linear, Conv1D, convolution, whatever its class
+    return total
 
 
 def assert_close_path(actual, expected, *, terms, size=None, name=""):
