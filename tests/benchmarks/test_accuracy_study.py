@@ -183,7 +183,7 @@ def test_a_variant_changes_the_outcome(train, variant):
 def test_parts_of_a_batch_change_nothing_by_themselves(train):
     """The control of last-micro-batch: all micro-batches count, so their number does not."""
     model, steps = train(None), 3 * 128 // 16
-    options = {"steps": steps, "rate": 1e-2, "terms": path_terms(model), "spread": 1e3}
+    options = {"steps": steps, "rate": 1e-2, "terms": path_terms(model), "spread": 100}
     assert_close_training(weights(train("micro-batches")), weights(model), **options)
 
 

@@ -83,7 +83,7 @@ def test_two_ranks_equal_one_process(two):
         assert all(torch.equal(a, b) for x, y in zip(history, others, strict=True) for a, b in zip(x, y, strict=True))
         for name, tensor in state.items():
             assert_close_training(
-                other_state[name], tensor, steps=STEPS, rate=3e-3, terms=20 + 24 + 24 + 16, spread=1e3, name=name
+                other_state[name], tensor, steps=STEPS, rate=3e-3, terms=20 + 24 + 24 + 16, spread=100, name=name
             )
         # DDP keeps the slots there were; what is saved has as many as one process has
         assert {row[0] for row in other_slots} == {480}
