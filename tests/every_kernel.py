@@ -23,11 +23,13 @@ def ways() -> dict[str, dict[str, str]]:
     """name -> environment variables of each way there is here, the most restricted ones last."""
     if not library.available():
         return {f"without kernels ({library.reason()})": {}}
-    library.loaded().srigl_set_isa(b"")  # whatever this process was told
+    told, set_isa = library.isa(), library.loaded().srigl_set_isa
+    set_isa(b"")  # whatever this process was told
     found: dict[str, dict[str, str]] = {f"as it is ({library.isa()})": {}}
     for name in SETS:
-        if library.loaded().srigl_set_isa(name.encode()) == 0:
+        if set_isa(name.encode()) == 0:
             found[f"{library.ISA_VARIABLE}={name}"] = {library.ISA_VARIABLE: name}
+    set_isa(told.encode())
     return found | {"without kernels": {library.PATH_VARIABLE: str(ROOT / "no such library")}}
 
 

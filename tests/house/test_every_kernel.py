@@ -11,7 +11,9 @@ SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "every_kernel.py"))
 
 
 def test_the_ways_of_this_machine():
+    before = library.available() and library.isa()
     ways = SCRIPT["ways"]()
+    assert (library.available() and library.isa()) == before  # asking changes nothing
     if not library.available():
         assert ways == {f"without kernels ({library.reason()})": {}}
         return
