@@ -650,7 +650,8 @@ def plain(config):
 
 def test_report_and_repr_of_a_loaded_model(saved):
     loaded = BY_NAME["bert"].auto.from_pretrained(saved("bert"))
-    assert str(sparsity_report(loaded)) == str(sparsity_report(trained("bert")))
+    # a copy of the model: earlier calls of the model itself may have left dense copies of layers, which a report counts
+    assert str(sparsity_report(loaded)) == str(sparsity_report(copy.deepcopy(trained("bert"))))
     assert "CondensedLinear(in_features=32, out_features=32, bias=True, fan_in=8, active=32/32)" in repr(loaded)
     assert isinstance(loaded.bert.encoder.layer[0].output.dense, CondensedLinear)
     assert isinstance(loaded.classifier, nn.Linear)
