@@ -14,6 +14,7 @@ from hf_srigl.config import SRigLConfig
 from hf_srigl.model.attachment import condensed_layers, detach, remember, settle
 from hf_srigl.model.calibration import norms_for
 from hf_srigl.model.conversion import dense_weight, empty_layer, expand, first_layer
+from hf_srigl.model.places import places_of, replace
 from hf_srigl.model.targets import sound_targets
 from hf_srigl.rule.distribution import fan_in_per_layer
 
@@ -58,8 +59,9 @@ def sparsify(
     fan_ins = fan_in_per_layer({n: (s[0], s[1]) for n, s in shapes.items()}, first, config.distribution)
     if isinstance(model, PreTrainedModel) and model.name_or_path:
         _warn_of_lost_weights(type(model).__name__, model.name_or_path, config)
+    places = places_of(model)
     for name, module in logging.tqdm(targets.items(), desc="Condensing layers", disable=not progress):
-        replace(model, module, first_layer(name, module, fan_ins[name], config, norms.get(name)))
+        replace(places, module, first_layer(name, module, fan_ins[name], config, norms.get(name)))
     settle(model, config)
     return model
 
@@ -103,8 +105,9 @@ def densify(model: nn.Module, *, progress: bool = False) -> nn.Module:
         raise ValueError("the model has no condensed layer: nothing to densify")
     if "" in layers:
         raise ValueError("the model is itself the condensed layer: put it into a module, or use its to_dense()")
+    places = places_of(model)
     for layer in logging.tqdm(layers.values(), desc="Expanding layers", disable=not progress):
-        replace(model, layer, expand(layer))
+        replace(places, layer, expand(layer))
     detach(model)
     return model
 
@@ -119,6 +122,7 @@ def insert_empty(model: nn.Module, budgets: Mapping[str, int], config: SRigLConf
     Raises:
         ValueError: a name is not a linear layer of this model, or a budget does not fit it.
     """
+    places = places_of(model)
     for name, budget in budgets.items():
         module = model.get_submodule(name)
         if type(module) not in (nn.Linear, Conv1D):
@@ -130,13 +134,5 @@ def insert_empty(model: nn.Module, budgets: Mapping[str, int], config: SRigLConf
             layer = empty_layer(module, budget, config)
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from error
-        replace(model, module, layer)
+        replace(places, module, layer)
     remember(model, config)
-
-
-def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `old` stands; a shared module stays shared."""
-    for parent in list(model.modules()):
-        for child_name, child in list(parent._modules.items()):
-            if child is old:
-                parent._modules[child_name] = new
