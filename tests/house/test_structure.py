@@ -24,8 +24,8 @@ WINGS = {
     "bench": ["measure", "speed", "layers", "models"],
     "files": ["card", "quantizer"],
     "training": [
-        "sharding", "fingerprint", "gradients", "checkpoints", "exploration", "optimizers", "decision", "srigl", "memory",
-        "history", "callback", "distillation", "trainer",
+        "sharding", "fingerprint", "gradients", "checkpoints", "exploration", "states", "optimizers", "decision", "srigl",
+        "memory", "history", "callback", "distillation", "trainer",
     ],
     "demo": ["__init__"],
     "commands": [
