@@ -19,7 +19,7 @@ WINGS = {
         "cuda", "cuda.choose_cuda", "cuda.triton_kernels", "cuda.calls", "choose", "__init__",
     ],
     "layers": ["shards", "linear", "unstructured"],
-    "model": ["ramp", "attachment", "targets", "calibration", "conversion", "surgery", "masks", "report"],
+    "model": ["ramp", "attachment", "targets", "calibration", "conversion", "surgery", "averaging", "masks", "report"],
     "plots": ["style", "training", "layers", "comparison", "__init__"],
     "bench": ["measure", "speed", "layers", "models"],
     "files": ["card", "quantizer"],
