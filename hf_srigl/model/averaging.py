@@ -37,7 +37,8 @@ def average_models(models: Sequence[M]) -> M:
     config = config_of(models[0])
     if config is None or any(config_of(model) is None for model in models):
         raise ValueError("expected condensed models; average dense models by their state dicts")
-    average = densify(copy.deepcopy(models[0]))
+    average = copy.deepcopy(models[0])
+    densify(average)
     total = {
         name: value.double() if value.is_floating_point() else value for name, value in average.state_dict().items()
     }
@@ -48,4 +49,5 @@ def average_models(models: Sequence[M]) -> M:
         total = {n: v + other[n].double() if v.is_floating_point() else v for n, v in total.items()}
     with torch.no_grad():
         average.load_state_dict({n: v / len(models) if v.is_floating_point() else v for n, v in total.items()})
-    return sparsify(average, replace(config, init="magnitude", ramp_until=None))
+    sparsify(average, replace(config, init="magnitude", ramp_until=None, ramp_from=0.0))
+    return average

@@ -103,7 +103,7 @@ def _walk(root: Any, own: dict[int, nn.Parameter]) -> Iterator[Found]:
         if isinstance(value, _CLOSED):
             continue
         seen.add(id(value))
-        children = []
+        children: list[tuple[Any, str, nn.Parameter | None, int]] = []
         for key, said, child in _children(value):
             mine = own.get(id(key) if isinstance(key, Tensor) else key if type(key) is int else -1)
             if mine is not None:
