@@ -142,7 +142,8 @@ class CondensedLinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """``x W^T + bias``: (..., K) -> (..., N). Under autocast the product is computed in the autocast dtype."""
         x, weight, bias = self._operands(input)
-        handle = self.dense_grad.handle if torch.is_grad_enabled() else None
+        # A traced graph collects nothing, and must be the same with and without gradients
+        handle = self.dense_grad.handle if torch.is_grad_enabled() and not torch.jit.is_tracing() else None
         keep = not self.training
         return condensed_linear(x, weight, self.indices, self.active, bias, handle, keep_dense=keep)
 

@@ -61,6 +61,15 @@ def condensed_linear(
             "forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad) of a condensed layer is not implemented; "
             "densify() the model first"
         )
+    if torch.onnx.is_in_onnx_export():
+        raise NotImplementedError(
+            "ONNX has no operator for a condensed layer: densify() the model before torch.onnx.export"
+        )
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        raise NotImplementedError(
+            "torch.func (grad, vjp, vmap, ...) over a condensed layer is not implemented; densify() the model first, or use "
+            "loss.backward() or torch.autograd.grad"
+        )
     if torch.compiler.is_compiling() or not _unobserved(x, weight, bias):
         return _operator(x, weight, indices, active, bias, handle)
     return _forward(x, weight, indices, active, bias, keep_dense and type(weight) is nn.Parameter)
@@ -82,7 +91,6 @@ def _unobserved(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and (type(weight) is nn.Parameter or type(weight) is Tensor)
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._is_torch_function_mode_enabled()
-        and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn, optim
 
+from hf_srigl.training import states
+
 # Package that defines the optimizer class -> why its state cannot move with a topology.
 _REFUSED_PACKAGES = {
     "galore_torch": "it projects two-dimensional gradients, and condensed weights have one dimension",
@@ -52,14 +54,13 @@ def check_optimizer(optimizer: optim.Optimizer, parameters: dict[str, nn.Paramet
     Raises:
         ValueError: the optimizer's state cannot move with a topology, or it does not hold one of the parameters.
     """
-    for cls in type(optimizer).__mro__:
-        package = cls.__module__.split(".")[0]
-        why = _REFUSED_PACKAGES.get(package) or _REFUSED_CLASSES.get(cls.__name__)
-        if "8bit" in cls.__name__.lower() or "4bit" in cls.__name__.lower():
-            why = "its 8-bit or 4-bit state is quantized in blocks that do not follow single weights"
+    held: set[int] = set()
+    for part in states.parts(optimizer):
+        theirs = {id(p) for group in part.param_groups if group.get("use_muon", True) for p in group["params"]}
+        held |= {id(p) for group in part.param_groups for p in group["params"]}
+        why = _why_not(part) if any(id(p) in theirs for p in parameters.values()) else None
         if why is not None:
-            raise ValueError(f"{type(optimizer).__name__} cannot train a condensed model: {why}; {_WAY_OUT}")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            raise ValueError(f"{type(part).__name__} cannot train a condensed model: {why}; {_WAY_OUT}")
     for name, parameter in parameters.items():
         if id(parameter) not in held:
             raise ValueError(
@@ -68,42 +69,66 @@ def check_optimizer(optimizer: optim.Optimizer, parameters: dict[str, nn.Paramet
             )
 
 
-def movable_state(optimizer: optim.Optimizer, name: str, parameter: nn.Parameter) -> list[Tensor]:
-    """The state tensors with one value for each value of `parameter`, (B,) each; step counts and the like stay behind.
+def _why_not(optimizer: optim.Optimizer) -> str | None:
+    for cls in type(optimizer).__mro__:
+        why = _REFUSED_PACKAGES.get(cls.__module__.split(".")[0]) or _REFUSED_CLASSES.get(cls.__name__)
+        # Optimizer8bit is the base of all optimizers of bitsandbytes, of those with 32-bit states too
+        if cls.__name__ != "Optimizer8bit" and any(bits in cls.__name__.lower() for bits in ("8bit", "4bit")):
+            why = "its 8-bit or 4-bit state is quantized in blocks that do not follow single weights"
+        if why is not None:
+            return why
+    return None
+
+
+def movable_states(optimizer: optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, list[Tensor]]:
+    """For each layer the state tensors with one value for each value of its weight; step counts stay behind.
+
+    The whole optimizer is looked through: its attributes, `param_groups`, optimizers that it wraps. What is kept as
+    ``dictionary[weight][key]`` moves.
+
+    Args:
+        optimizer: unwrapped. parameters: layer name -> its condensed weight.
 
     Raises:
-        ValueError: there is state that neither has one float for each weight nor is a single number.
+        ValueError: something is kept for a weight, or has its number of values, that is not a plain float tensor there.
 
     Example:
         >>> import torch
         >>> weight = nn.Parameter(torch.ones(3)); adam = optim.AdamW([weight])
         >>> weight.sum().backward(); adam.step()
-        >>> [tuple(t.shape) for t in movable_state(adam, "layer", weight)]
+        >>> [tuple(t.shape) for t in movable_states(adam, {"layer": weight})["layer"]]
         [(3,), (3,)]
     """
-    moved = []
-    for key, value in _sized(optimizer, parameter).items():
-        if value.shape != parameter.shape or not value.is_floating_point():
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    lengths = {parameter.numel(): name for name, parameter in parameters.items() if parameter.numel() > 1}
+    moved: dict[str, list[Tensor]] = {name: [] for name in parameters}
+    for path, tensor, owner, direct in states.tensors(optimizer):
+        name = lengths.get(tensor.numel()) if owner is None else names.get(id(owner))
+        if name is None or _is_single(tensor, parameters[name]):
+            continue
+        if not direct or tensor.shape != parameters[name].shape or not states.is_plain(tensor):
             raise ValueError(
-                f"layer {name}: {type(optimizer).__name__} keeps state {key!r} of shape {tuple(value.shape)} "
-                f"{value.dtype} for a weight of shape {tuple(parameter.shape)}, which cannot follow a topology; {_WAY_OUT}"
+                f"layer {name}: {type(optimizer).__name__} keeps {path}, {type(tensor).__name__} of shape "
+                f"{tuple(tensor.shape)} {tensor.dtype}, for a weight of shape {tuple(parameters[name].shape)}; only a plain "
+                f"float tensor in state[weight] can follow a topology; {_WAY_OUT}"
             )
-        moved.append(value)
+        moved[name].append(tensor)
     return moved
+
+
+def movable_state(optimizer: optim.Optimizer, name: str, parameter: nn.Parameter) -> list[Tensor]:
+    """`movable_states` of one layer."""
+    return movable_states(optimizer, {name: parameter})[name]
 
 
 def fit_state(optimizer: optim.Optimizer, parameter: nn.Parameter) -> None:
     """Cut the optimizer's state down to a parameter that has been resized: one value for each of the first slots."""
-    for key, value in _sized(optimizer, parameter).items():
-        if value.ndim == 1 and value.numel() > parameter.numel():
-            optimizer.state[parameter][key] = value[: parameter.numel()].clone()
+    for found in states.tensors(optimizer):
+        mine, value = found.owner is parameter and found.direct, found.tensor
+        if mine and value.ndim == 1 and value.numel() > parameter.numel():
+            value.data = value.data[: parameter.numel()].clone()
 
 
-def _sized(optimizer: optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """The state of a parameter without step counts and other single numbers."""
-    state = optimizer.state.get(parameter, {})
-    return {
-        key: value
-        for key, value in state.items()
-        if isinstance(value, Tensor) and value.ndim > 0 and not value.numel() == 1 < parameter.numel()
-    }
+def _is_single(value: Tensor, parameter: nn.Parameter) -> bool:
+    """A step count or another single number."""
+    return value.ndim == 0 or value.numel() == 1 < parameter.numel()

@@ -21,7 +21,7 @@ from hf_srigl.training import fingerprint, sharding
 from hf_srigl.training.decision import Rule
 from hf_srigl.training.exploration import Explored
 from hf_srigl.training.gradients import all_sound, average
-from hf_srigl.training.optimizers import check_optimizer, fit_state, movable_state, unwrap
+from hf_srigl.training.optimizers import check_optimizer, fit_state, movable_states, unwrap
 from hf_srigl.training.plan import describe, too_few
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class SRigL:
         self._accumulation = optimizer.gradient_state if isinstance(optimizer, AcceleratedOptimizer) else None
         self.layers = layers
         self.trained = {name: layer for name, layer in layers.items() if layer.weight.requires_grad}
-        check_optimizer(self.optimizer, {name: layer.weight for name, layer in self.trained.items()})
+        check_optimizer(self.optimizer, self._weights())
         self.steps = 0
         self._interval = update_interval(config.update_every, total_steps)
         self._offsets = dict.fromkeys(layers, 0)
@@ -151,6 +151,8 @@ class SRigL:
         if self._accumulation is not None and not self._accumulation.sync_gradients:
             return None
         self.steps += 1
+        if self.steps == 1:
+            movable_states(self.optimizer, self._weights())  # refuses now what it would refuse at the first update
         due = self._due(self.steps)
         report = self._update(due) if due else None
         self._arm()
@@ -238,6 +240,9 @@ class SRigL:
 
         return [n for n in self.layers if (self._learns(n) or self._rule.ramp.lowers(n, step)) and is_due(n)]
 
+    def _weights(self) -> dict[str, nn.Parameter]:
+        return {name: layer.weight for name, layer in self.trained.items()}
+
     def _learns(self, name: str) -> bool:
         return name in self.trained and self.layers[name].weight.requires_grad
 
@@ -268,7 +273,7 @@ class SRigL:
         shards.reshard(self._model)
         fingerprint.check_topologies(self.layers, f"before the update of step {self.steps}")
         self._reduced_bytes = self._broadcast_bytes = 0
-        state = {name: movable_state(self.optimizer, name, self.layers[name].weight) for name in due}
+        state = movable_states(self.optimizer, {name: self.layers[name].weight for name in due})
         growing = [name for name in due if self._learns(name)]
         if self.config.grow == "gradient":
             growing, self._reduced_bytes = average(self.layers, due, self._places)

@@ -19,12 +19,15 @@ WINGS = {
         "cuda", "cuda.choose_cuda", "cuda.triton_kernels", "cuda.calls", "choose", "__init__",
     ],
     "layers": ["shards", "linear", "unstructured"],
-    "model": ["ramp", "attachment", "targets", "calibration", "conversion", "places", "surgery", "masks", "report"],
+    "model": [
+        "ramp", "attachment", "targets", "calibration", "conversion", "places", "surgery", "averaging", "masks", "report",
+    ],
     "plots": ["style", "training", "layers", "comparison", "__init__"],
     "bench": ["measure", "speed", "layers", "models"],
     "files": ["card", "saving", "quantizer"],
     "training": [
-        "sharding", "fingerprint", "gradients", "checkpoints", "exploration", "optimizers", "plan", "decision", "srigl",
+        "sharding", "fingerprint", "gradients", "checkpoints", "exploration", "states", "optimizers", "plan", "decision",
+        "srigl",
         "memory", "history", "callback", "distillation", "trainer",
     ],
     "demo": ["__init__"],
