@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_srigl.config import SRigLConfig
 from hf_srigl.model.attachment import condensed_layers
+from hf_srigl.model.roles import is_router, output_heads, produces_attention_inputs
 
 # Model code in transformers that reads a linear layer's `.weight` as a matrix instead of calling the layer:
 # folder under transformers/models -> attributes, of all its classes or of the class named.
@@ -46,21 +46,6 @@ WEIGHT_READ_AS_MATRIX: dict[str, tuple[str, ...]] = {
     "zamba2": ("out_proj",),
 }
 
-# GPT-2 and its relatives name the fused projection c_attn; all others are told by a part of their name.
-_ATTENTION_INPUT = re.compile(r"(^|_)(q|k|v|qkv|kv|query|key|value|wq|wk|wv|wqkv|attn_qkv)(_|$)|^c_attn$|^in_proj$")
-
-
-def produces_attention_inputs(name: str) -> bool:
-    """Whether a layer of this name produces queries, keys or values; such layers are never ablated.
-
-    The paper's ViT collapses when they are (table 4 and section 4.2: 62 against 76 % on ImageNet at 90 %).
-
-    Example:
-        >>> [produces_attention_inputs(n) for n in ("attention.self.query", "attn.c_attn", "attn.Wqkv", "mlp.fc1")]
-        [True, True, True, False]
-    """
-    return _ATTENTION_INPUT.search(name.rsplit(".", 1)[-1].lower()) is not None
-
 
 def matches(name: str, patterns: Sequence[str] | str | None) -> bool:
     """PEFT's reading: a list of name suffixes (whole components), or one regular expression for the full name.
@@ -79,7 +64,9 @@ def matches(name: str, patterns: Sequence[str] | str | None) -> bool:
 
 
 def may_ablate(name: str, config: SRigLConfig) -> bool:
-    """Whether neurons of this target layer may be ablated under this configuration.
+    """Whether neurons of this target layer may be ablated under this configuration, by its name.
+
+    A model's outputs never are, whatever they are called: that takes the model (`output_heads`).
 
     Example:
         >>> may_ablate("mlp.fc1", SRigLConfig()), may_ablate("attention.query", SRigLConfig())
@@ -87,16 +74,16 @@ def may_ablate(name: str, config: SRigLConfig) -> bool:
     """
     if config.gamma_sal is None:
         return False
-    return not produces_attention_inputs(name) and not matches(name, config.never_ablate)
+    kept = produces_attention_inputs(name) or is_router(name) or matches(name, config.never_ablate)
+    return not kept
 
 
 def find_targets(model: nn.Module, config: SRigLConfig) -> dict[str, nn.Linear | Conv1D]:
     """The layers that `config` makes sparse: name -> module, in model order; a module used twice appears once.
 
-    By default every `nn.Linear` and `Conv1D` except output heads, weights tied to another module, children of
-    `nn.MultiheadAttention`, layers whose model reads their weight as a matrix, and `exclude_modules`. In a
-    `PreTrainedModel` a head is a linear layer outside the base model, the output embeddings, or a direct child of a
-    model that is its own base (CLIP's projections). A plain `nn.Module` has no such structure: name its head in
+    By default every `nn.Linear` and `Conv1D` except output heads, routers of mixtures of experts, weights tied to another
+    module, children of `nn.MultiheadAttention`, layers whose model reads their weight as a matrix, and `exclude_modules`.
+    `hf_srigl.model.roles` tells heads and routers. A plain `nn.Module` has no structure that tells its head: name it in
     `exclude_modules`.
 
     Raises:
@@ -118,8 +105,8 @@ def find_targets(model: nn.Module, config: SRigLConfig) -> dict[str, nn.Linear |
     for option in ("exclude_modules", "never_ablate"):
         _check_each_pattern_used(option, getattr(config, option), everything, linears)
     if config.target_modules is None:
-        heads = _heads(model)
-        found = {n: m for n, m in linears.items() if n not in heads and n not in unsupported}
+        heads = output_heads(model)
+        found = {n: m for n, m in linears.items() if n not in heads and n not in unsupported and not is_router(n)}
     else:
         modules = dict(model.named_modules())
         named = [name for name in modules if name and matches(name, config.target_modules)]
@@ -234,20 +221,3 @@ def _model_family(module: nn.Module) -> str:
     """The folder under transformers/models that defines a module's class; "" for any other class."""
     _, found, rest = type(module).__module__.partition("transformers.models.")
     return rest.split(".")[0] if found else ""
-
-
-def _heads(model: nn.Module) -> set[str]:
-    """Names of linear layers that produce a model's outputs, found from the structure of `PreTrainedModel`s."""
-    heads: set[str] = set()
-    for prefix, part in model.named_modules():
-        if not isinstance(part, PreTrainedModel):
-            continue
-        base = part.base_model
-        inside = {id(m) for m in base.modules()}
-        output_embeddings = part.get_output_embeddings()
-        for name, module in part.named_modules():
-            own_child = base is part and name and "." not in name
-            outside = base is not part and id(module) not in inside
-            if own_child or outside or module is output_embeddings:
-                heads.add(f"{prefix}.{name}".strip("."))
-    return heads

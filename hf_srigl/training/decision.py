@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -22,10 +22,13 @@ class Rule:
 
     Args:
         layers: name -> layer, all condensed layers of the model. total_steps: optimizer steps of the whole run.
+        heads: names of layers that produce the model's outputs; made sparse by explicit wish, and never ablated.
     """
 
-    def __init__(self, layers: Mapping[str, CondensedLinear], config: SRigLConfig, total_steps: int) -> None:
-        self.layers, self.config, self.total_steps = layers, config, total_steps
+    def __init__(
+        self, layers: Mapping[str, CondensedLinear], config: SRigLConfig, total_steps: int, heads: Collection[str] = ()
+    ) -> None:
+        self.layers, self.config, self.total_steps, self.heads = layers, config, total_steps, heads
         self.ramp = Ramp(layers, config, total_steps)
 
     def drop_fraction(self, step: int) -> float:
@@ -91,7 +94,7 @@ class Rule:
         return scores.to(layer.weight.device)
 
     def _min_salient(self, name: str, budget: int) -> int | None:
-        if self.config.gamma_sal is None or not may_ablate(name, self.config):
+        if self.config.gamma_sal is None or name in self.heads or not may_ablate(name, self.config):
             return None
         initial_fan_in = budget // self.layers[name].out_features
         return max(1, floor_count(self.config.gamma_sal * initial_fan_in))

@@ -14,6 +14,7 @@ from hf_srigl.config import SRigLConfig
 from hf_srigl.layers import shards
 from hf_srigl.layers.linear import CondensedLinear
 from hf_srigl.model.attachment import condensed_layers, config_of, refresh_budgets
+from hf_srigl.model.roles import output_heads
 from hf_srigl.processes import world_size
 from hf_srigl.rule.schedule import is_update_step, stagger_offsets, update_interval, update_steps
 from hf_srigl.rule.updates import LayerUpdate, UpdateReport
@@ -92,7 +93,7 @@ class SRigL:
         self._offsets = dict.fromkeys(layers, 0)
         if config.stagger and self._interval is not None:
             self._offsets |= dict(zip(self.trained, stagger_offsets(len(self.trained), self._interval), strict=True))
-        self._model, self._rule = model, Rule(layers, config, total_steps)
+        self._model, self._rule = model, Rule(layers, config, total_steps, output_heads(model))
         self._slots = {name: layer.weight.numel() for name, layer in layers.items()}
         if self._rule.ramp.end is not None:
             refresh_budgets(model)  # refuses now what it would refuse in the middle of an update

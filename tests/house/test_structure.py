@@ -20,7 +20,8 @@ WINGS = {
     ],
     "layers": ["shards", "linear", "unstructured"],
     "model": [
-        "ramp", "attachment", "targets", "calibration", "conversion", "places", "surgery", "averaging", "masks", "report",
+        "ramp", "attachment", "roles", "targets", "calibration", "conversion", "places", "surgery", "averaging", "masks",
+        "report",
     ],
     "plots": ["style", "training", "layers", "comparison", "__init__"],
     "bench": ["measure", "speed", "layers", "models"],

@@ -38,7 +38,8 @@ from zoo import (
 
 from hf_srigl import CondensedLinear, SRigLCallback, SRigLConfig, densify, sparsify, sparsity_report
 from hf_srigl.model.attachment import config_of
-from hf_srigl.model.targets import may_ablate, produces_attention_inputs
+from hf_srigl.model.roles import produces_attention_inputs
+from hf_srigl.model.targets import may_ablate
 from hf_srigl.rule.topology import find_problem
 
 every_model = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -18,7 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from conftest import tiny_bert
 from hf_srigl import CondensedLinear, SRigLConfig, densify, sparsify
 from hf_srigl.model.attachment import condensed_layers, config_of
-from hf_srigl.model.targets import WEIGHT_READ_AS_MATRIX, find_targets, may_ablate, produces_attention_inputs
+from hf_srigl.model.roles import produces_attention_inputs
+from hf_srigl.model.targets import WEIGHT_READ_AS_MATRIX, find_targets, may_ablate
 from hf_srigl.rule import topology
 from hf_srigl.rule.draws import generator_for
 
