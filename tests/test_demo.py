@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rounding import assert_close_sum
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageClassification
@@ -110,7 +111,7 @@ def test_the_printed_lines_load_the_model(ran, digits_and_test):
     names = {}
     exec("\n".join(line.strip() for line in lines), names)
     images = digits_and_test[1].images[:50]
-    torch.testing.assert_close(names["model"].eval()(images).logits, ran.sparse.model(images).logits)
+    assert torch.equal(names["model"].eval()(images).logits, ran.sparse.model(images).logits)
 
 
 def test_one_step_makes_no_update_and_no_picture_of_it(pictures, monkeypatch, digits_and_test, tmp_path, capsys):
@@ -150,7 +151,8 @@ def test_digits_move_the_same_way_for_both_twins_and_keep_their_ink(digits_and_t
     assert torch.equal(read(seed=5), read(seed=5))
     assert not torch.equal(read(seed=5), read(seed=6))
     assert torch.equal(read(seed=5, shift=0), still)
-    torch.testing.assert_close(read(seed=5).sum((1, 2, 3)), still.sum((1, 2, 3)))
+    ink = still.sum((1, 2, 3), dtype=torch.float64)
+    assert_close_sum(read(seed=5).sum((1, 2, 3)), ink, terms=28 * 28, size=ink)
     assert torch.equal(test_digits[3]["pixel_values"], test_digits.images[3])
 
 

@@ -26,6 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from hf_srigl import install
 from hf_srigl.config import SRigLConfig
 from hf_srigl.files.card import write_card
+from hf_srigl.files.saving import save_pretrained
 from hf_srigl.layers.linear import CondensedLinear
 from hf_srigl.model.attachment import FORMAT_VERSION, attach, condensed_layers, is_condensed_config
 from hf_srigl.model.surgery import densify, insert_empty, sparsify
@@ -119,12 +120,13 @@ class SRigLQuantizer(HfQuantizer):
     def is_serializable(self) -> bool:
         return True
 
-    def write_cards_of(self, model: PreTrainedModel) -> None:
-        """Let every upload of this model carry `card_section` in its README.md.
+    def watch_saves_of(self, model: PreTrainedModel) -> None:
+        """Let every upload of this model carry `card_section` in its README.md, and no save leave older weights that win.
 
-        transformers offers no hook between writing a model card and uploading it, so the method that uploads is wrapped,
-        for this one object.
+        transformers offers no hook between writing a model card and uploading it, nor after writing weights, so the methods
+        that save and upload are wrapped, for this one object.
         """
+        model.save_pretrained = MethodType(save_pretrained, model)
         model._upload_modified_files = MethodType(_upload_modified_files, model)
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:

@@ -15,6 +15,13 @@ from hf_srigl.layers.linear import CondensedLinear
 from hf_srigl.model.ramp import final_budgets
 
 FORMAT_VERSION = 1
+_ATTACHED = (
+    "srigl_config",
+    "srigl_speed",
+    "_ddp_params_and_buffers_to_ignore",
+    "_upload_modified_files",
+    "save_pretrained",
+)
 TAGS = ("srigl", "sparse")  # of every condensed model, and of its card
 
 
@@ -100,7 +107,7 @@ def _attach_format(model: PreTrainedModel, config: SRigLConfig) -> None:
     if _refresh_after_loading not in model._load_state_dict_post_hooks.values():
         model.register_load_state_dict_post_hook(_refresh_after_loading)
     model.add_model_tags(list(TAGS))
-    quantizer.write_cards_of(model)
+    quantizer.watch_saves_of(model)
 
 
 def _refresh_after_loading(model: nn.Module, incompatible_keys: Any) -> None:
@@ -175,7 +182,7 @@ def hide_topology_from_ddp(model: nn.Module) -> None:
 def detach(model: nn.Module) -> None:
     """Undo `attach`: nothing says any more that the model was condensed."""
     for module in model.modules():
-        for attribute in ("srigl_config", "srigl_speed", "_ddp_params_and_buffers_to_ignore", "_upload_modified_files"):
+        for attribute in _ATTACHED:
             module.__dict__.pop(attribute, None)
         if not isinstance(module, PreTrainedModel):
             continue

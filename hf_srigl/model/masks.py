@@ -13,7 +13,7 @@ from transformers.utils import logging
 from hf_srigl.config import SRigLConfig
 from hf_srigl.model.attachment import settle
 from hf_srigl.model.conversion import condensed_like, dense_weight
-from hf_srigl.model.surgery import replace
+from hf_srigl.model.places import places_of, replace
 from hf_srigl.model.targets import sound_targets
 from hf_srigl.rule.selection import largest_per_row
 from hf_srigl.rule.topology import index_dtype
@@ -48,6 +48,7 @@ def condense_under(
     targets = sound_targets(model, config)
     # Given masks are constant in fan-in and final: nothing is to be trimmed on the way to some other sparsity
     config = dataclasses.replace(config, structure="constant_fan_in", ramp_until=None, ramp_from=0.0)
+    places = places_of(model)
     for name, module in logging.tqdm(targets.items(), desc="Condensing layers", disable=not progress):
         weight = dense_weight(module)
         mask = mask_of(name, weight)
@@ -57,7 +58,7 @@ def condense_under(
             layer = condensed_like(module, weight, mask)
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from error
-        replace(model, module, layer)
+        replace(places, module, layer)
     settle(model, config)
     return model
 

@@ -14,10 +14,13 @@ from hf_srigl.config import SRigLConfig
 from hf_srigl.model.attachment import condensed_layers, detach, remember, settle
 from hf_srigl.model.calibration import norms_for
 from hf_srigl.model.conversion import dense_weight, empty_layer, expand, first_layer
+from hf_srigl.model.places import places_of, replace
 from hf_srigl.model.targets import sound_targets
 from hf_srigl.rule.distribution import fan_in_per_layer
 
 logger = logging.get_logger(__name__)
+
+MUCH = 0.8  # from here on cutting a pretrained model at once costs far more than a ramp (docs/accuracy.md)
 
 
 def sparsify(
@@ -54,15 +57,27 @@ def sparsify(
     shapes = {name: dense_weight(module).shape for name, module in targets.items()}
     first = config.sparsity if config.ramp_until is None else config.ramp_from
     fan_ins = fan_in_per_layer({n: (s[0], s[1]) for n, s in shapes.items()}, first, config.distribution)
-    if config.init == "random" and isinstance(model, PreTrainedModel) and model.name_or_path:
-        logger.warning_once(
-            f"{type(model).__name__} was loaded from {model.name_or_path}, but init='random' draws new weights for its target "
-            "layers; to keep the pretrained ones use init='magnitude', or SRigLConfig.for_finetuning(...)."
-        )
+    if isinstance(model, PreTrainedModel) and model.name_or_path:
+        _warn_of_lost_weights(type(model).__name__, model.name_or_path, config)
+    places = places_of(model)
     for name, module in logging.tqdm(targets.items(), desc="Condensing layers", disable=not progress):
-        replace(model, module, first_layer(name, module, fan_ins[name], config, norms.get(name)))
+        replace(places, module, first_layer(name, module, fan_ins[name], config, norms.get(name)))
     settle(model, config)
     return model
+
+
+def _warn_of_lost_weights(kind: str, source: str, config: SRigLConfig) -> None:
+    """A pretrained model is about to lose more than fine-tuning usually regains."""
+    if config.init == "random":
+        logger.warning_once(
+            f"{kind} was loaded from {source}, but init='random' draws new weights for its target layers; to keep the "
+            "pretrained ones use init='magnitude', or SRigLConfig.for_finetuning(...)."
+        )
+    elif config.sparsity >= MUCH and config.ramp_until is None:
+        logger.warning_once(
+            f"{kind} was loaded from {source} and is cut down to a sparsity of {config.sparsity:.0%} at once, of "
+            "which training regains only a part: SRigLConfig.for_finetuning(...) goes there on a ramp and loses less."
+        )
 
 
 def densify(model: nn.Module, *, progress: bool = False) -> nn.Module:
@@ -90,8 +105,9 @@ def densify(model: nn.Module, *, progress: bool = False) -> nn.Module:
         raise ValueError("the model has no condensed layer: nothing to densify")
     if "" in layers:
         raise ValueError("the model is itself the condensed layer: put it into a module, or use its to_dense()")
+    places = places_of(model)
     for layer in logging.tqdm(layers.values(), desc="Expanding layers", disable=not progress):
-        replace(model, layer, expand(layer))
+        replace(places, layer, expand(layer))
     detach(model)
     return model
 
@@ -106,6 +122,7 @@ def insert_empty(model: nn.Module, budgets: Mapping[str, int], config: SRigLConf
     Raises:
         ValueError: a name is not a linear layer of this model, or a budget does not fit it.
     """
+    places = places_of(model)
     for name, budget in budgets.items():
         module = model.get_submodule(name)
         if type(module) not in (nn.Linear, Conv1D):
@@ -117,13 +134,5 @@ def insert_empty(model: nn.Module, budgets: Mapping[str, int], config: SRigLConf
             layer = empty_layer(module, budget, config)
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from error
-        replace(model, module, layer)
+        replace(places, module, layer)
     remember(model, config)
-
-
-def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `old` stands; a shared module stays shared."""
-    for parent in list(model.modules()):
-        for child_name, child in list(parent._modules.items()):
-            if child is old:
-                parent._modules[child_name] = new

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 
 def floor_count(value: float) -> int:
@@ -47,6 +48,31 @@ def is_update_step(
         return False
     since = step - offset
     return since >= interval and since % interval == 0 and step < round(stop_updates_at * total_steps, 9)
+
+
+def update_steps(
+    *,
+    interval: int | None,
+    stop_updates_at: float,
+    total_steps: int,
+    offsets: Iterable[int] = (0,),
+    end: int | None = None,
+) -> list[int]:
+    """All steps after which some topology changes, ascending: `is_update_step` for layers with these offsets.
+
+    Args:
+        end: the last step of a sparsity ramp, which always updates.
+
+    Example:
+        >>> update_steps(interval=3, stop_updates_at=0.75, total_steps=12), update_steps(
+        ...     interval=3, stop_updates_at=0.75, total_steps=12, offsets=[0, 1], end=11)
+        ([3, 6], [3, 4, 6, 7, 11])
+    """
+    steps = set() if end is None else {end}
+    if interval is not None:
+        before = math.ceil(round(stop_updates_at * total_steps, 9))
+        steps.update(t for offset in set(offsets) for t in range(interval + offset, before, interval))
+    return sorted(steps)
 
 
 def drop_fraction_at(step: int, *, drop_fraction: float, stop_updates_at: float, total_steps: int) -> float:

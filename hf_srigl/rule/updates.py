@@ -49,16 +49,23 @@ class UpdateReport:
         return sum(row.grown for row in self.layers)
 
     def metrics(self) -> dict[str, float]:
-        """The numbers for a training log, under names that group in TensorBoard."""
-        return {
+        """The numbers for a training log, under names that group in TensorBoard; `docs/training_log.md` defines them.
+
+        What says nothing is left out: the ITOP rate once every position has been tried (as from the start of a ramp that
+        begins dense), the bytes moved in a single process.
+        """
+        numbers: dict[str, float] = {
             "srigl/sparsity": self.sparsity,
             "srigl/active_neurons": self.active_neurons,
             "srigl/dropped": self.dropped,
             "srigl/grown": self.grown,
             "srigl/drop_fraction": self.drop_fraction,
-            "srigl/itop": self.itop,
-            "srigl/reduced_bytes": self.reduced_bytes,
         }
+        if self.itop < 1:
+            numbers["srigl/itop"] = self.itop
+        if self.reduced_bytes > 0:
+            numbers["srigl/reduced_bytes"] = self.reduced_bytes
+        return numbers
 
     def __str__(self) -> str:
         return (

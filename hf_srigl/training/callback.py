@@ -103,7 +103,9 @@ class SRigLCallback(TrainerCallback):
                 "the rate that is best for its dense twin; set TrainingArguments(learning_rate=...)."
             )
         self.srigl = SRigL(model, optimizer, total_steps=state.max_steps)
-        self.history, self._unlogged = History(sparsity_report(model), state.global_step), None
+        report = sparsity_report(model)
+        logger.info(f"{self.srigl}; {report.parameters:,} parameters, {report.dense_parameters:,} if dense")
+        self.history, self._unlogged = History(report, state.global_step), None
         if state.global_step > 0:
             self._resume_history(args, state)
             self._resume(self.srigl, args, state)
@@ -208,7 +210,8 @@ def check_arguments(args: TrainingArguments) -> None:
     """Refuse what would train a condensed model wrongly, before anything runs.
 
     Raises:
-        ValueError: DeepSpeed, FSDP, several GPUs in one process, or an optimizer whose state cannot move.
+        ValueError: DeepSpeed, FSDP, several GPUs in one process, TRL's sync_ref_model, or an optimizer whose state cannot
+            move.
     """
     if args.deepspeed or launched_with("DEEPSPEED"):
         raise ValueError(
@@ -224,6 +227,11 @@ def check_arguments(args: TrainingArguments) -> None:
         raise ValueError(
             f"expected one GPU for each process, found {args.n_gpu} in one (nn.DataParallel); launch with "
             "torchrun --nproc_per_node or accelerate launch, or set CUDA_VISIBLE_DEVICES to one GPU"
+        )
+    if getattr(args, "sync_ref_model", False):  # of TRL's preference trainers
+        raise ValueError(
+            "sync_ref_model averages the values of model and reference slot by slot, and after a topology update their slots "
+            "belong to different connections: leave it out"
         )
     refusal = refused_by_name(str(getattr(args.optim, "value", args.optim)))
     if refusal is not None:

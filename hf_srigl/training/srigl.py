@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from typing import Any
 
 from accelerate.optimizer import AcceleratedOptimizer
@@ -16,17 +15,16 @@ from hf_srigl.layers import shards
 from hf_srigl.layers.linear import CondensedLinear
 from hf_srigl.model.attachment import condensed_layers, config_of, refresh_budgets
 from hf_srigl.processes import world_size
-from hf_srigl.rule.schedule import is_update_step, stagger_offsets, update_interval
+from hf_srigl.rule.schedule import is_update_step, stagger_offsets, update_interval, update_steps
 from hf_srigl.rule.updates import LayerUpdate, UpdateReport
 from hf_srigl.training import fingerprint, sharding
 from hf_srigl.training.decision import Rule
 from hf_srigl.training.exploration import Explored
 from hf_srigl.training.gradients import all_sound, average
 from hf_srigl.training.optimizers import check_optimizer, fit_state, movable_state, unwrap
+from hf_srigl.training.plan import describe, too_few
 
 logger = logging.getLogger(__name__)
-
-FEW_UPDATES = 10
 
 
 class SRigL:
@@ -98,7 +96,10 @@ class SRigL:
         self._slots = {name: layer.weight.numel() for name, layer in layers.items()}
         if self._rule.ramp.end is not None:
             refresh_budgets(model)  # refuses now what it would refuse in the middle of an update
-        self._warn_of_few_updates()
+        if self._interval is not None:
+            few = too_few(config.update_every, config.stop_updates_at, total_steps, self._interval)
+            if few:
+                logger.warning(few)
         self._device = next(iter(layers.values())).weight.device
         self._places = {name: place for place, name in enumerate(layers)}
         facts = {"trainable layers": list(self.trained), "total_steps": total_steps, "SRigLConfig": config}
@@ -114,6 +115,25 @@ class SRigL:
             else:
                 layer.dense_grad.watch(layer.weight, functools.partial(self._gradient_arrives, name))
         self._arm()
+
+    def __repr__(self) -> str:
+        """The plan of the training, in one line.
+
+        Example:
+            >>> model = sparsify(nn.Sequential(nn.Linear(64, 32)), SRigLConfig(sparsity=0.75, update_every=25))
+            >>> SRigL(model, optim.SGD(model.parameters(), lr=0.1), total_steps=1000)
+            SRigL(1 condensed layer, 75.0% sparse; 29 topology updates in 1000 steps: after 25, 50, ..., 725; at step 0)
+        """
+        values = sum(layer.budget for layer in self.layers.values())
+        plan = describe(
+            layers=len(self.layers),
+            now=1 - values / sum(layer.in_features * layer.out_features for layer in self.layers.values()),
+            target=self.config.sparsity,
+            reached_at=self._rule.ramp.end,
+            updates=self._update_steps,
+            total_steps=self.total_steps,
+        )
+        return f"SRigL({plan}; at step {self.steps})"
 
     def step(self) -> UpdateReport | None:
         """Count one optimizer step and, if it is an update step, change the topology of the layers that are due.
@@ -187,19 +207,15 @@ class SRigL:
         fingerprint.check_topologies(self.layers, f"when resuming at step {steps}")
         self._arm()
 
-    def _warn_of_few_updates(self) -> None:
-        if self._interval is None:
-            return
-        updates = math.ceil(round(self.config.stop_updates_at * self.total_steps, 9) / self._interval) - 1
-        if updates < FEW_UPDATES:
-            logger.warning(
-                "update_every=%s leaves %d topology updates in %d steps, too few to find a good topology; a share of the "
-                "steps such as update_every=0.04 gives %d",
-                self.config.update_every,
-                max(0, updates),
-                self.total_steps,
-                math.ceil(self.config.stop_updates_at / 0.04) - 1,
-            )
+    @property
+    def _update_steps(self) -> list[int]:
+        return update_steps(
+            interval=self._interval,
+            stop_updates_at=self.config.stop_updates_at,
+            total_steps=self.total_steps,
+            offsets=[self._offsets[name] for name in self.trained],
+            end=self._rule.ramp.end,
+        )
 
     def _due(self, step: int) -> list[str]:
         """Names of the layers whose topology changes right after optimizer step `step`.

@@ -235,6 +235,13 @@ class SRigLTrainerMixin(_TrainerMethods):
                     f"checkpoint is in {self.args.output_dir}, and the next upload, or trainer.push_to_hub(), sends it."
                 )
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """The Trainer's; a run that is resumed after its last step takes none, where the Trainer's own takes one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """The Trainer's; a model that is still on its ramp is denser than what was asked for, and never the best."""
         if is_on_ramp(self.model):
@@ -268,9 +275,9 @@ class SRigLTrainerMixin(_TrainerMethods):
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else os.path.dirname(self._staging)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         self._srigl_callback.resume_from = resume_from_checkpoint
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)  # sentence-transformers' takes no model
 
     def _make_sparse(self, model: nn.Module) -> nn.Module:
         given = self._srigl_config

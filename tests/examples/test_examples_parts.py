@@ -191,7 +191,7 @@ def test_mixup_and_cutmix_mix_targets_as_they_mix_images(monkeypatch):
     assert (mixed[1] == 0.75).all()
     for _ in range(20):
         mixed, labels = images.cutmix(pixels, targets, 1.0)
-        torch.testing.assert_close(mixed.mean((1, 2, 3)), labels[:, 1])
+        assert torch.equal(mixed.mean((1, 2, 3)), labels[:, 1])  # 64ths are exact
         assert labels[0, 1] <= 0.25
 
 

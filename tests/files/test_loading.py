@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers as hf
 from huggingface_hub import ModelCard
+from rounding import assert_close_path, path_terms
 from safetensors.torch import load_file, save_file
 from torch import nn
 from zoo import BY_NAME, CONFIG, assert_same_tensors, condensed, expand, run, trained
@@ -65,7 +66,7 @@ def test_the_committed_version_1_checkpoint_loads_and_computes_what_it_did():
     inputs = {name: torch.tensor(expected[name]) for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         logits = model(**inputs).logits
-    torch.testing.assert_close(logits, torch.tensor(expected["logits"]), rtol=0, atol=1e-5)
+    assert_close_path(logits, torch.tensor(expected["logits"]), terms=path_terms(model))
     layer = model.get_submodule(LAYER)
     assert repr(layer) == "CondensedLinear(in_features=8, out_features=16, bias=True, fan_in=2, active=13/16)"
     assert (int((layer.indices >= 0).sum()), layer.budget) == (USED, BUDGET)

@@ -181,6 +181,20 @@ def test_the_picture_of_the_wings_is_the_house():
     assert re.findall(r"^    ([a-z]+)/", picture, flags=re.MULTILINE) == ["cpu", "cuda"]
 
 
+def test_surprises_name_scripts_and_tests_that_exist():
+    page = (ROOT / "docs" / "surprises.md").read_text()
+    named = set(re.findall(r"`([a-z0-9-]+-[a-z0-9-]+)`", page))
+    scripts = {path.stem for path in (ROOT / "findings").glob("*.sh")}
+    assert named == scripts  # each has its row
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", page):
+        assert f"def {name}(" in tests, name
+    for path in (ROOT / "findings").glob("*.sh"):
+        head = path.read_text().split("set -euo pipefail")[0]
+        for part in ("# Guess before running:", "# Seen:", "Seen 20"):
+            assert part in head, (path.name, part)
+
+
 def test_nothing_is_left_to_fill_in():
     for page in PAGES:
         assert "@@" not in page.read_text(), page

@@ -19,13 +19,13 @@ WINGS = {
         "cuda", "cuda.choose_cuda", "cuda.triton_kernels", "cuda.calls", "choose", "__init__",
     ],
     "layers": ["shards", "linear", "unstructured"],
-    "model": ["ramp", "attachment", "targets", "calibration", "conversion", "surgery", "masks", "report"],
+    "model": ["ramp", "attachment", "targets", "calibration", "conversion", "places", "surgery", "masks", "report"],
     "plots": ["style", "training", "layers", "comparison", "__init__"],
     "bench": ["measure", "speed", "layers", "models"],
-    "files": ["card", "quantizer"],
+    "files": ["card", "saving", "quantizer"],
     "training": [
-        "sharding", "fingerprint", "gradients", "checkpoints", "exploration", "optimizers", "decision", "srigl", "memory",
-        "history", "callback", "distillation", "trainer",
+        "sharding", "fingerprint", "gradients", "checkpoints", "exploration", "optimizers", "plan", "decision", "srigl",
+        "memory", "history", "callback", "distillation", "trainer",
     ],
     "demo": ["__init__"],
     "commands": [

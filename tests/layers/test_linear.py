@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from rounding import assert_close_sum, assert_product, product_size
 from simulation import dense_twin
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -33,15 +34,20 @@ def test_values_and_gradients_are_those_of_the_masked_dense_layer(n_out, n_in, f
     x = torch.randn(*rows, n_in, dtype=torch.float64, requires_grad=True)
     x_twin = x.detach().clone().requires_grad_()
     y, y_twin = layer(x), twin(x_twin)
-    torch.testing.assert_close(y, y_twin, rtol=1e-12, atol=1e-12)
+    assert_product(y, x, twin.weight, twin.bias, name="y")
     upstream = torch.randn_like(y)
     y.backward(upstream)
     y_twin.backward(upstream)
-    torch.testing.assert_close(x.grad, x_twin.grad, rtol=1e-12, atol=1e-12)
-    expected = topology.gather(twin.weight.grad * mask, layer.indices, layer.active)
-    torch.testing.assert_close(layer.weight.grad, expected, rtol=1e-12, atol=1e-12)
+    assert_product(x.grad, upstream, twin.weight.t(), name="x.grad")
+    assert_product(x_twin.grad, upstream, twin.weight.t(), name="of the twin")
+    gy, rows_of_x = upstream.reshape(-1, n_out), x.detach().reshape(-1, n_in)
+    expected, size = (
+        topology.gather(matrix * mask, layer.indices, layer.active)
+        for matrix in (twin.weight.grad, product_size(gy.t(), rows_of_x.t()))
+    )
+    assert_close_sum(layer.weight.grad, expected, terms=len(gy), size=size, name="weight.grad")
     if bias:
-        torch.testing.assert_close(layer.bias.grad, twin.bias.grad, rtol=1e-12, atol=1e-12)
+        assert_close_sum(layer.bias.grad, twin.bias.grad, terms=len(gy), size=gy.abs().sum(0), name="bias.grad")
 
 
 def test_gradcheck_and_opcheck():
@@ -78,7 +84,9 @@ def test_autocast_and_half_precision_match_a_linear_layer(dtype, parameters):
     with torch.autocast("cpu", dtype, enabled=parameters != "same"):
         y, y_twin = layer(x), twin(x)
     assert y.dtype == y_twin.dtype == dtype
-    torch.testing.assert_close(y, y_twin, rtol=2e-2, atol=2e-2)
+    x, weight, bias = (tensor.detach().to(dtype) for tensor in (x, twin.weight, twin.bias))
+    assert_product(y, x, weight, bias, name="condensed")
+    assert_product(y_twin, x, weight, bias, name="dense")
     y.float().square().sum().backward()
     assert layer.weight.grad.dtype == layer.weight.dtype
     assert layer.indices.dtype == torch.int16
@@ -87,9 +95,9 @@ def test_autocast_and_half_precision_match_a_linear_layer(dtype, parameters):
 def test_non_contiguous_inputs():
     layer = make(6, 10, 3)
     x = torch.randn(10, 5, dtype=torch.float64).t()
-    torch.testing.assert_close(layer(x), layer(x.contiguous()))
+    assert_product(layer(x), x, layer.to_dense(), layer.bias)
     wide = torch.randn(5, 20, dtype=torch.float64)[:, ::2]
-    torch.testing.assert_close(layer(wide), layer(wide.contiguous()))
+    assert_product(layer(wide), wide, layer.to_dense(), layer.bias)
 
 
 def test_the_output_may_be_written_in_place():
@@ -121,7 +129,7 @@ def test_activation_checkpointing(reentrant):
     layer.weight.grad = None
     layer.dense_grad.start()
     checkpoint(layer, x, use_reentrant=reentrant).square().sum().backward()
-    torch.testing.assert_close(layer.weight.grad, expected)
+    assert torch.equal(layer.weight.grad, expected)
     assert layer.dense_grad.pending is not None
 
 
@@ -136,7 +144,9 @@ def test_the_dense_gradient_is_collected_only_when_wanted_and_sums_over_uses():
         (layer(part).square().sum() + layer(part).sum()).backward()
         (twin(part).square().sum() + twin(part).sum()).backward()
         layer.dense_grad.commit(afresh=False)
-    torch.testing.assert_close(layer.dense_grad.dense(), twin.weight.grad)
+    gy = 2 * twin(x).detach() + 1
+    assert_product(layer.dense_grad.dense(), gy.t(), x.t())
+    assert_product(twin.weight.grad, gy.t(), x.t())
     layer.dense_grad.stop()
     assert not layer.dense_grad.seen
 
@@ -157,7 +167,7 @@ def test_frozen_inputs_and_frozen_weights():
     x = torch.randn(4, 10, dtype=torch.float64, requires_grad=True)
     layer(x).sum().backward()
     assert layer.weight.grad is None
-    torch.testing.assert_close(x.grad, layer.to_dense().sum(0).expand(4, 10))
+    assert_product(x.grad, torch.ones(4, 6, dtype=torch.float64), layer.to_dense().t())
 
 
 class Stack(nn.Module):
@@ -177,7 +187,7 @@ def test_compile_has_no_graph_break_and_collecting_does_not_recompile():
     compiled = torch.compile(stack, fullgraph=True, backend="aot_eager")
     x = torch.randn(4, 10)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        torch.testing.assert_close(compiled(x), stack(x))
+        assert torch.equal(compiled(x), stack(x))
         compiled(x).sum().backward()
         stack.layers[0].dense_grad.start()
         compiled(x).sum().backward()
@@ -205,7 +215,7 @@ def test_copies_are_independent():
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(buffer, weights_only=False)):
         layer.dense_grad.start()
         assert not other.dense_grad.wanted
-        torch.testing.assert_close(other(x), layer(x))
+        assert torch.equal(other(x), layer(x))
         other(x).sum().backward()
         assert layer.dense_grad.pending is None  # the copy's gradient did not land in the original
         with torch.no_grad():
@@ -222,7 +232,7 @@ def test_rewire_moves_what_is_kept_and_zeroes_what_is_grown():
     layer.rewire(new, [moment])
     assert layer.weight.tolist() == [2.0, 0.0, 4.0, 0.0]
     assert layer.weight.grad.tolist() == [20.0, 0.0, 40.0, 0.0]
-    assert moment.tolist() == pytest.approx([0.2, 0.0, 0.4, 0.0])
+    assert torch.equal(moment, torch.tensor([0.2, 0.0, 0.4, 0.0]))
     with pytest.raises(ValueError, match="expected at most budget = 4 values, got 6"):
         layer.rewire(torch.tensor([[True, True, True, False], [True, True, True, False]]))
     with pytest.raises(ValueError, match="leaves no neuron active"):

@@ -3,14 +3,16 @@
 import copy
 import inspect
 import re
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from rounding import assert_close_path, assert_product, path_terms
 from torch import nn
 from torch.nn.utils import prune
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 from transformers.pytorch_utils import Conv1D
 
 from conftest import tiny_bert
@@ -216,7 +218,7 @@ def test_the_way_back():
         assert type(module) is nn.Linear
         assert torch.equal(module.weight, original.weight * mask)
         assert torch.equal(module.bias, original.bias)
-    torch.testing.assert_close(dense(ids).logits, expected)
+    assert_close_path(dense(ids).logits, expected, terms=path_terms(dense))
     with pytest.raises(ValueError, match="nothing to densify"):
         densify(dense)
     assert condensed_layers(sparsify(dense, SRigLConfig(sparsity=0.9)))  # and there again
@@ -227,7 +229,7 @@ def test_conv1d_comes_back_as_conv1d():
     x = torch.randn(2, 8)
     weight = model[0].weight.detach().clone()
     sparse = sparsify(copy.deepcopy(model), SRigLConfig(sparsity=0.0))
-    torch.testing.assert_close(sparse(x), model(x))
+    assert_product(sparse(x), x, weight.t(), model[0].bias)
     assert sparse[0].transposed
     back = densify(sparse)
     assert type(back[0]) is Conv1D
@@ -333,3 +335,86 @@ def test_lora_adapters_are_left_and_work_beside_condensed_layers():
     assert not any("lora_" in name for name in names(model))
     beside = peft.get_peft_model(sparsify(tiny_bert(), SRigLConfig(sparsity=0.8)), lora)
     beside(torch.randint(0, 100, (2, 8))).logits.sum().backward()
+
+
+def held_elsewhere():
+    """A stack whose forward walks a plain list, as Mask2Former's decoder; others stand in tuples, dicts and attributes."""
+
+    class Walks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(6))
+            self.listed = [[self.layers[0], [self.layers[1]]]]
+            self.paired = ((self.layers[2], "name"), {"deep": (self.layers[3],)})
+            self.named = namedtuple("Named", ["first", "second"])(self.layers[4], 1)
+            self.__dict__["hidden"] = self.layers[5]
+
+        def forward(self, x):
+            (first, (second,)), ((third, _), inside) = self.listed[0], self.paired
+            for layer in (first, second, third, inside["deep"][0], self.named.first, self.hidden):
+                x = layer(x)
+            return x
+
+    return Walks()
+
+
+def used(model):
+    """The layers that a forward pass calls."""
+    called, hooks = [], []
+    for module in [*model.layers, model.listed[0][0]]:
+        hooks.append(module.register_forward_hook(lambda module, *_: called.append(module)))
+    model(torch.randn(2, 8))
+    for hook in hooks:
+        hook.remove()
+    return called
+
+
+def test_layers_are_replaced_wherever_they_are_held():
+    model = held_elsewhere()
+    config = SRigLConfig(sparsity=0.5)
+    sparsify(model, config)
+    assert {id(m) for m in used(model)} == {id(m) for m in model.layers}
+    assert all(type(m) is CondensedLinear for m in model.layers)
+    model(torch.randn(2, 8)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert type(model.named).__name__ == "Named"
+    assert model.named.second == 1
+    densify(model)
+    assert {id(m) for m in used(model)} == {id(m) for m in model.layers}
+    assert all(type(m) is nn.Linear for m in model.layers)
+
+
+def test_mask2former_computes_with_the_layers_that_are_saved(tmp_path):
+    backbone = SwinConfig(
+        image_size=64,
+        embed_dim=16,
+        depths=[1, 1, 1, 1],
+        num_heads=[2] * 4,
+        out_features=[f"stage{i}" for i in range(1, 5)],
+    )
+    widths = dict.fromkeys(
+        ("feature_size", "mask_feature_size", "hidden_dim", "encoder_feedforward_dim", "dim_feedforward"), 32
+    )
+    config = Mask2FormerConfig(
+        **widths,
+        backbone_config=backbone,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        num_queries=4,
+        num_labels=3,
+    )
+    model = sparsify(Mask2FormerForUniversalSegmentation(config), SRigLConfig(sparsity=0.5)).eval()
+    model.save_pretrained(tmp_path)
+    loaded = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        want = model(pixel_values=x).masks_queries_logits
+        assert torch.equal(loaded(pixel_values=x).masks_queries_logits, want)
+        block = next(m for m in loaded.modules() if isinstance(getattr(m, "layers", None), list))
+        condensed = [m for part in block.layers for m in part.modules() if isinstance(m, CondensedLinear)]
+        assert condensed
+        assert all(any(m is other for other in loaded.modules()) for m in condensed)
+        for layer in condensed:
+            layer.weight.zero_()
+        assert not torch.equal(loaded(pixel_values=x).masks_queries_logits, want)

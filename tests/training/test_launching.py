@@ -14,6 +14,7 @@ import ranks as processes
 import torch
 from accelerate import notebook_launcher
 from ranks import Watch
+from rounding import assert_close_training, path_terms
 from test_crashes import CONFIG
 from torch import nn, optim
 from torch.distributed.device_mesh import init_device_mesh
@@ -94,6 +95,9 @@ def test_notebook_launcher(tmp_path):
     ]
 
 
+TERMS = path_terms(tiny_bert(num_hidden_layers=1))
+
+
 def elastic(rank, path, folder, world, resume):
     args = training_args(
         os.path.join(path, folder), max_steps=16, optim="sgd", learning_rate=0.1, save_strategy="steps", save_steps=8,
@@ -101,7 +105,7 @@ def elastic(rank, path, folder, world, resume):
         seed=3, ignore_data_skip=False,
     )  # fmt: skip
     net = tiny_bert(num_hidden_layers=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    net.accepts_loss_kwargs = False
+    net.double().accepts_loss_kwargs = False
     watch = Watch()
     trainer = SparseTrainer(
         model=net, args=args, train_dataset=Toy(), callbacks=[watch],
@@ -123,7 +127,8 @@ def test_a_checkpoint_of_two_ranks_resumes_on_one_and_on_four(tmp_path):
             for step, topology in later.items():
                 assert all(torch.equal(a, b) for a, b in zip(other[step], topology, strict=True)), (world, step)
             for name, tensor in state.items():
-                torch.testing.assert_close(other_state[name], tensor, rtol=1e-5, atol=1e-6)
+                # gradients are clipped to 1
+                assert_close_training(other_state[name], tensor, steps=16, rate=0.1, terms=TERMS, name=name)
 
 
 PARTS = ["bert.embeddings", "bert.encoder.layer.0", "bert.encoder.layer.1", "bert.pooler", "classifier"]
@@ -143,7 +148,7 @@ def test_a_condensed_model_loads_under_a_device_map(tmp_path, device_map):
         assert loaded.bert.pooler.dense.weight.is_meta  # it is on the disk until it is used
     ids = torch.arange(16).view(2, 8)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(ids.to(loaded.device)).logits.cpu(), model(ids).logits)
+        assert torch.equal(loaded(ids.to(loaded.device)).logits.cpu(), model(ids).logits)
 
 
 def test_processes_that_are_not_connected_are_refused(monkeypatch):
