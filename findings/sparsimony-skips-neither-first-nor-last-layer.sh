@@ -12,7 +12,7 @@ cd "$work"
 export HF_HUB_OFFLINE=1
 python3 -m venv venv
 venv/bin/python -m pip install --quiet torch==2.13.0
-venv/bin/python -m pip install --quiet sparsimony==0.1.0 numpy==2.4.6
+venv/bin/python -m pip install --quiet sparsimony==0.1.0 numpy==1.26.4
 venv/bin/python - <<'PY'
 import torch
 from sparsimony.distributions.base import ERKDistribution, UniformDistribution
