@@ -62,6 +62,26 @@ class LocalMetric(evaluate.Metric):
                 return {"accuracy": float((guess == truth).mean())}
 
 
+def multi_label_metrics(guess: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """F1 over all decisions (micro) and averaged over classes (macro), and the share of rows with all decisions right.
+
+    Args:
+        guess, truth: (n, classes), what is not 0 is a label of its row. A class that is neither there nor guessed has F1 0.
+
+    Example:
+        >>> multi_label_metrics(np.array([[1, 0], [1, 1]]), np.array([[1, 0], [0, 1]]))
+        {'f1_micro': 0.8, 'f1_macro': 0.8333333333333333, 'accuracy': 0.5}
+    """
+    guess, truth = np.asarray(guess) != 0, np.asarray(truth) != 0
+    both, either = (guess & truth).sum(0), guess.sum(0) + truth.sum(0)  # (classes,)
+    per_class = 2 * both / np.maximum(either, 1)
+    return {
+        "f1_micro": float(2 * both.sum() / max(either.sum(), 1)),
+        "f1_macro": float(per_class.mean()),
+        "accuracy": float((guess == truth).all(1).mean()),
+    }
+
+
 def load_metric(task: str | None, regression: bool) -> evaluate.Metric:
     """The metric of a GLUE task; without a task accuracy, or the squared error of a regression."""
     names = ("glue", task) if task is not None else ("mse",) if regression else ("accuracy",)

@@ -22,6 +22,7 @@ from datasets import DatasetDict
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
@@ -39,6 +40,7 @@ from texts import (
     load_model,
     load_texts,
     load_tokenizer,
+    longest_input,
 )
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ class DataArguments(TextArguments):
         super().__post_init__()
         if self.block_size < 2:
             raise ValueError(f"block_size must be at least 2, got {self.block_size}")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -76,7 +80,9 @@ def main(arguments: Sequence[str]) -> None:
     with args.main_process_first(desc="tokenizing"):
         blocks = {split: in_blocks(rows, tokenizer, size, data_args) for split, rows in data.items()}
 
-    train_data, eval_data = chosen(blocks, data_args, args)
+    too_short = f"is shorter than one block of {size} tokens: give more of it, or a smaller --block_size"
+    train_data, eval_data = chosen(blocks, data_args, args, too_short)
+    check_prompt(model, tokenizer, data_args)
     trainer = make_trainer(
         sparse_args,
         model,
@@ -90,15 +96,32 @@ def main(arguments: Sequence[str]) -> None:
         train(trainer, checkpoint, len(train_data))
     if args.do_eval:
         evaluate(trainer, len(eval_data))
-    if data_args.prompt is not None and trainer.is_world_process_zero():
-        sample(trainer, tokenizer, data_args)
-    finish(
-        trainer,
-        finetuned_from=model_args.model_name_or_path,
-        tasks="text-generation",
-        dataset=data_args.dataset_name,
-        dataset_args=data_args.dataset_config_name,
-    )
+    try:
+        if data_args.prompt is not None and trainer.is_world_process_zero():
+            sample(trainer, tokenizer, data_args)
+    finally:  # a sample that fails costs the sample and not the card
+        finish(
+            trainer,
+            finetuned_from=model_args.model_name_or_path,
+            tasks="text-generation",
+            dataset=data_args.dataset_name,
+            dataset_args=data_args.dataset_config_name,
+        )
+
+
+def check_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data_args: DataArguments) -> None:
+    """Raises `UserError` unless the prompt has tokens, and the model can read it with its continuation."""
+    if data_args.prompt is None:
+        return
+    tokens = len(tokenizer(data_args.prompt, add_special_tokens=False)["input_ids"])
+    if tokens == 0:
+        raise UserError("--prompt has no tokens: give a word at least, or leave it out")
+    longest = longest_input(model)
+    if longest is not None and tokens + data_args.max_new_tokens > longest:
+        raise UserError(
+            f"--prompt has {tokens} tokens and --max_new_tokens is {data_args.max_new_tokens}, together more than the "
+            f"{longest} that the model reads: make one of them shorter"
+        )
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -11,15 +11,14 @@ On several GPUs: torchrun --nproc_per_node 8 examples/run_imagenet.py ..., or ac
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import DatasetDict
+from datasets import Image as ImageFeature
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -31,16 +30,17 @@ from transformers import (
 )
 
 from glue_metrics import load_metric
+from image_folders import check_images, load_folders, open_image
 from images import Collator, ImageArguments, Transform, cross_entropy, to_mode, transforms
+from labels import order_of_labels, warn_of_other_classes
+from reading import choose, load_data
 from shared import (
     NewModelArguments,
     Parser,
     SparseArguments,
     UserError,
-    choose,
     explained,
     finish,
-    load_data,
     make_trainer,
     run,
     start,
@@ -50,7 +50,6 @@ from shared import (
 logger = logging.getLogger(__name__)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
 @dataclass(kw_only=True)
@@ -69,10 +68,17 @@ class DataArguments:
     train_dir: str | None = field(default=None, metadata={"help": "A folder with a folder of images for each class."})
     validation_dir: str | None = field(default=None, metadata={"help": "The same for validation."})
     train_val_split: float = field(default=0.15, metadata={"help": "Share held out if there is no validation data."})
+    check_images: bool = field(
+        default=True, metadata={"help": "Read every image of the folders once before training, to find damaged ones."}
+    )
     image_column_name: str = field(default="image", metadata={"help": "The column with the images."})
     label_column_name: str = field(default="label", metadata={"help": "The column with the classes."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training images."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many validation images."})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.train_val_split < 1:
+            raise ValueError(f"train_val_split must be between 0 and 1, got {self.train_val_split}")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -82,9 +88,18 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("nothing to do: give --do_train or --do_eval")
     data = load(model_args, data_args, args)
     labels = names_of_labels(data, data_args)
+    for split in (
+        data if isinstance(next(iter(data.values())).features[data_args.image_column_name], ImageFeature) else ()
+    ):
+        data[split] = data[split].cast_column(data_args.image_column_name, ImageFeature(decode=False))
     checkpoint = start(args)
 
-    model = load_model(model_args, labels)
+    if data_args.check_images and data_args.dataset_name is None:
+        with args.main_process_first(desc="checking images"):
+            for split in data if args.should_save else ():
+                check_images(data[split].rename_columns({data_args.image_column_name: "image"}), split)
+    model = load_model(model_args, labels, is_trained=args.do_train)
+    number_of = [model.config.label2id[label] for label in labels]  # the model may have its own numbers for them
     model.accepts_loss_kwargs = False
     processor = load_processor(model_args, model.config)
     size = processor.size.get("height") or processor.size["shortest_edge"]
@@ -92,8 +107,9 @@ def main(arguments: Sequence[str]) -> None:
     channels = len(processor.image_mean)
 
     def prepare(rows: dict[str, list], transform: Transform, is_training: bool) -> dict[str, list]:
-        images = [transform(to_mode(image, channels)) for image in rows[data_args.image_column_name]]
-        classes = rows[data_args.label_column_name]
+        cells = [open_image(cell, "of the data set") for cell in rows[data_args.image_column_name]]
+        images = [transform(to_mode(image, channels)) for image in cells]
+        classes = [number_of[label] for label in rows[data_args.label_column_name]]
         return {"pixel_values": images, "label": classes, "training": [is_training] * len(images)}
 
     train_data = eval_data = None
@@ -120,7 +136,7 @@ def main(arguments: Sequence[str]) -> None:
         compute_metrics=compute_metrics,
         compute_loss_func=cross_entropy,
         processing_class=processor,
-        data_collator=Collator(len(labels), image_args, args.label_smoothing_factor),
+        data_collator=Collator(model.config.num_labels, image_args, args.label_smoothing_factor),
     )
     trainer.loss_is_scaled_for_ga = False  # so that the Trainer divides by the accumulation steps
     if args.do_train:
@@ -139,14 +155,15 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def load(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> DatasetDict:
-    """Splits train and validation, from the Hub or from folders."""
+    """Splits train and validation, from the Hub or from folders, the images not decoded yet."""
     folders = {"train": data_args.train_dir, "validation": data_args.validation_dir}
     folders = {split: folder for split, folder in folders.items() if folder is not None}
     if data_args.dataset_name is not None:
         data = load_data(data_args.dataset_name, data_args.dataset_config_name, **model_args.download())
     elif folders:
-        files = {split: image_files(folder, f"--{split}_dir") for split, folder in folders.items()}
-        data = load_data("imagefolder", data_files=files, cache_dir=model_args.cache_dir)
+        data = load_folders(folders)
+        if data_args.image_column_name != "image":
+            data = data.rename_column("image", data_args.image_column_name)
     else:
         raise UserError("no data: give --dataset_name, or --train_dir and --validation_dir")
     if args.do_train and "train" not in data:
@@ -154,30 +171,17 @@ def load(model_args: ModelArguments, data_args: DataArguments, args: TrainingArg
     if args.do_eval and "validation" not in data:
         if "train" not in data:
             raise UserError(f"--do_eval needs validation images, but there is only: {', '.join(data)}")
-        parts = data["train"].train_test_split(data_args.train_val_split, seed=args.seed)
+        with explained(ValueError, before=f"--train_val_split {data_args.train_val_split}: "):
+            parts = data["train"].train_test_split(data_args.train_val_split, seed=args.seed)
         data["train"], data["validation"] = parts["train"], parts["test"]
     return data
-
-
-def image_files(folder: str, option: str) -> list[str]:
-    """The images in the folders for the classes.
-
-    Raises:
-        UserError: there are none.
-    """
-    if not os.path.isdir(folder):
-        raise UserError(f"{option} is not a folder: {folder}")
-    files = sorted(str(path) for path in Path(folder).glob("*/**/*") if path.suffix.lower() in IMAGES)
-    if not files:
-        raise UserError(f"{option} must hold a folder of images for each class, found no image in {folder}")
-    return files
 
 
 def names_of_labels(data: DatasetDict, data_args: DataArguments) -> list[str]:
     """The classes in order.
 
     Raises:
-        UserError: there is no column with images or classes, or a class to evaluate that was not trained on.
+        UserError: there is no column with images or classes, or one class only.
     """
     rows = data["train"] if "train" in data else data["validation"]
     for name, option in ((data_args.image_column_name, "image"), (data_args.label_column_name, "label")):
@@ -186,23 +190,36 @@ def names_of_labels(data: DatasetDict, data_args: DataArguments) -> list[str]:
             raise UserError(f"the data has no column '{name}' (--{option}_column_name), only: {found}")
     feature = rows.features[data_args.label_column_name]
     if not hasattr(feature, "names"):
-        raise UserError(f"the column '{data_args.label_column_name}' must hold classes, found {feature.dtype}")
+        found = getattr(feature, "dtype", type(feature).__name__)
+        raise UserError(f"the column '{data_args.label_column_name}' must hold classes, found {found}")
+    if "train" in data and len(feature.names) == 1:
+        raise UserError(f"the data has one class only, {feature.names[0]!r}: nothing to learn")
     return feature.names
 
 
-def load_model(model_args: ModelArguments, labels: list[str]) -> PreTrainedModel:
-    """A trained model with a head for `labels`, or a new one."""
+def load_model(model_args: ModelArguments, labels: list[str], is_trained: bool = True) -> PreTrainedModel:
+    """A trained model with a head for `labels`, or a new one.
+
+    A model that knows these classes keeps its numbers for them; one that is not trained now must know them.
+    """
     with explained(OSError, ValueError, RuntimeError, KeyError, AttributeError, before="the model cannot be made: "):
         config = model_args.configuration()
-        trained = config.label2id
-        config.num_labels = len(labels)
-        order = {label: number for number, label in enumerate(labels)}
-        if model_args.model_name_or_path and sorted(trained) == sorted(labels) and trained != order:
-            raise ValueError("it numbers the same classes differently; rename the folders or the classes to its order")
-        config.label2id, config.id2label = order, {number: label for label, number in order.items()}
         if model_args.model_name_or_path is None:
+            config.id2label = dict(enumerate(labels))
+            config.label2id = order_of_labels({}, labels)
             logger.info("A new model, with random weights.")
             return AutoModelForImageClassification.from_config(config, trust_remote_code=model_args.trust_remote_code)
+        if is_trained:
+            warn_of_other_classes(config.label2id, labels)
+            order = order_of_labels(config.label2id, labels)
+            config.num_labels = len(labels)
+            config.label2id, config.id2label = order, {number: label for label, number in order.items()}
+        else:
+            unknown = [label for label in labels if label not in config.label2id]
+            if unknown:
+                raise ValueError(
+                    f"the data has the classes {', '.join(unknown)}, it knows {', '.join(config.label2id)}"
+                )
         return AutoModelForImageClassification.from_pretrained(
             model_args.model_name_or_path,
             config=config,

@@ -88,7 +88,11 @@ def main(arguments: Sequence[str]) -> None:
     with args.main_process_first(desc="tokenizing"):
         examples = {split: cut(rows, tokenizer, size, data_args) for split, rows in data.items()}
 
-    train_data, eval_data = chosen(examples, data_args, args)
+    too_short = (
+        f"is shorter than one block of {size} tokens: give more of it, a smaller --max_seq_length, or --line_by_line"
+    )
+    none = "has no line with a token that could be masked"
+    train_data, eval_data = chosen(examples, data_args, args, none if data_args.line_by_line else too_short)
     trainer = make_trainer(
         sparse_args,
         model,

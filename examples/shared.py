@@ -173,43 +173,20 @@ def one_line(error: Exception) -> str:
 
 
 def check_file(path: str | Path, what: str, suffixes: tuple[str, ...] = ()) -> None:
-    """Raises `UserError` unless `path` is a file that is not empty and ends with one of `suffixes`."""
+    """Raises `UserError` unless `path` is a file that is not empty and ends with one of `suffixes`, perhaps with .gz."""
+    if Path(path).is_dir():
+        raise UserError(f"{what} is a folder, expected a file: {path}")
     if not Path(path).is_file():
         raise UserError(f"{what} does not exist: {path}")
-    if suffixes and Path(path).suffix not in suffixes:
-        raise UserError(f"{what} must end with {' or '.join(suffixes)}, got {path}")
+    if suffixes and suffix_of(path) not in suffixes:
+        raise UserError(f"{what} must end with {', '.join(suffixes[:-1])} or {suffixes[-1]}, got {path}")
     if Path(path).stat().st_size == 0:
         raise UserError(f"{what} is empty: {path}")
 
 
-def load_data(kind: str, *arguments: Any, **options: Any) -> datasets.DatasetDict:
-    """`datasets.load_dataset`, with its errors in one sentence.
-
-    Raises:
-        UserError: the data cannot be found, reached or read.
-    """
-    kinds = (OSError, ValueError, TypeError, ConnectionError, datasets.exceptions.DatasetsError)
-    try:
-        return datasets.load_dataset(kind, *arguments, **options)
-    except kinds as error:
-        if "corresponds to no data" in str(error):
-            raise UserError(
-                f"the data is empty: {', '.join(options.get('data_files', {'': kind}).values())}"
-            ) from error
-        raise UserError(f"the data cannot be loaded: {one_line(error)}") from error
-
-
-def choose(data: datasets.Dataset, limit: int | None, name: str) -> datasets.Dataset:
-    """The first `limit` rows.
-
-    Raises:
-        UserError: there are none.
-    """
-    if limit is not None:
-        data = data.select(range(min(limit, len(data))))
-    if len(data) == 0:
-        raise UserError(f"the {name} data is empty")
-    return data
+def suffix_of(path: str | Path) -> str:
+    """The ending that says what a file is: ``.csv`` of ``Data.CSV`` and ``data.csv.gz``."""
+    return Path(Path(path).name.lower().removesuffix(".gz")).suffix
 
 
 def start(args: TrainingArguments) -> str | None:

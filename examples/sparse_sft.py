@@ -19,15 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from hf_srigl import SRigLTrainerMixin
+from reading import choose, load_data, load_files
 from shared import (
     Parser,
     SparseArguments,
     UserError,
-    check_file,
-    choose,
     explained,
     finish,
-    load_data,
     run,
     srigl_config,
     start,
@@ -110,9 +108,7 @@ def load(model_args: ModelArguments, data_args: DataArguments) -> DatasetDict:
         if "validation" not in data and "test" in data:
             data["validation"] = data["test"]
     elif files:
-        for split, path in files.items():
-            check_file(path, f"--{split}_file", (".json", ".jsonl"))
-        data = load_data("json", data_files=files, cache_dir=model_args.cache_dir)
+        data = load_files(files, (".json", ".jsonl", ".parquet"), model_args.cache_dir)
     else:
         raise UserError("no data: give --dataset_name, or --train_file")
     if "train" not in data:
@@ -121,6 +117,11 @@ def load(model_args: ModelArguments, data_args: DataArguments) -> DatasetDict:
         if not any(names <= set(rows.column_names) for names in FORMATS):
             found = ", ".join(rows.column_names)
             raise UserError(f"the {split} data needs text, prompt and completion, or messages; it has only: {found}")
+        for column in sorted(set().union(*FORMATS) & set(rows.column_names)):
+            if rows.data.column(column).null_count:
+                row = rows[column][:].index(None) + 1
+                source = files.get(split, f"the {split} data")
+                raise UserError(f"{source}, row {row}, column '{column}': nothing to learn from; leave the row out")
     return data
 
 

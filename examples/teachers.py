@@ -29,7 +29,7 @@ def teaching(auto: Any, teacher_args: TeacherArguments, model: PreTrainedModel, 
     """Options of `SparseTrainer` for learning from a teacher, loaded by an auto class; none without a teacher.
 
     Raises:
-        UserError: there is no such teacher, it numbers other labels or these otherwise, or there are none (a regression).
+        UserError: there is no such teacher, it numbers other labels or these otherwise, or they are no single classes.
     """
     if teacher_args.teacher_name_or_path is None:
         if teacher_args.distillation_hidden_weight:
@@ -38,6 +38,10 @@ def teaching(auto: Any, teacher_args: TeacherArguments, model: PreTrainedModel, 
     if model.config.num_labels == 1:
         raise UserError(
             "a regression has no classes that a teacher could tell more of: leave out --teacher_name_or_path"
+        )
+    if model.config.problem_type == "multi_label_classification":
+        raise UserError(
+            "a teacher tells one class of many, not several labels at once: leave out --teacher_name_or_path"
         )
     with explained(OSError, ValueError, RuntimeError, before="the teacher cannot be loaded: "):
         where = fetch.hub() | {"revision": teacher_args.teacher_revision}

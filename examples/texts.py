@@ -6,7 +6,6 @@ import logging
 import math
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -20,7 +19,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from shared import NewModelArguments, UserError, check_file, choose, explained, load_data
+from reading import ROWS, choose, load_data, load_files
+from shared import NewModelArguments, UserError, explained
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,9 @@ class TextArguments:
 
     dataset_name: str | None = field(default=None, metadata={"help": "On the Hub: Salesforce/wikitext, ..."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "The configuration of that dataset."})
-    train_file: str | None = field(default=None, metadata={"help": "txt, or csv or json with a column `text`."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "txt; csv, tsv, json or parquet with a column `text`."}
+    )
     validation_file: str | None = field(default=None, metadata={"help": "The same for validation."})
     validation_split_percentage: int = field(
         default=5, metadata={"help": "Held out of the training text if there is no validation text."}
@@ -62,8 +64,8 @@ class TextArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many validation examples."})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.validation_split_percentage <= 100:
-            raise ValueError(f"validation_split_percentage must be in [0, 100], got {self.validation_split_percentage}")
+        if not 0 <= self.validation_split_percentage < 100:
+            raise ValueError(f"validation_split_percentage must be in [0, 100), got {self.validation_split_percentage}")
 
     def mapping(self) -> dict[str, Any]:
         """Options of `Dataset.map` for tokenizing."""
@@ -85,20 +87,18 @@ def load_texts(model_args: ModelArguments, text_args: TextArguments, args: Train
     if text_args.dataset_name is not None:
         data = load_data(text_args.dataset_name, text_args.dataset_config_name, **model_args.download())
     elif files:
-        for split, path in files.items():
-            check_file(path, f"--{split}_file", (".txt", ".csv", ".json", ".jsonl"))
-        suffixes = {Path(path).suffix for path in files.values()}
-        if len(suffixes) > 1:
-            raise UserError(f"the files must all be of one kind, got {', '.join(sorted(suffixes))}")
-        kind = {".txt": "text", ".csv": "csv"}.get(suffixes.pop(), "json")
-        options = {"keep_linebreaks": True} if kind == "text" else {}
-        data = load_data(kind, data_files=files, cache_dir=model_args.cache_dir, **options)
+        data = load_files(files, (".txt", *ROWS), model_args.cache_dir)
     else:
         raise UserError("no text: give --dataset_name, or --train_file and --validation_file")
     data = DatasetDict({split: _checked(rows, split) for split, rows in data.items()})
     if "validation" not in data and "train" in data:
         rows = data["train"]
         held = len(rows) * text_args.validation_split_percentage // 100
+        if held == 0 and args.do_eval:
+            share = f"{text_args.validation_split_percentage}% of the {len(rows)} rows or lines of the training text"
+            raise UserError(
+                f"{share} is none to evaluate on: give --validation_file, or a larger --validation_split_percentage"
+            )
         data["validation"], data["train"] = rows.select(range(held)), rows.select(range(held, len(rows)))
     for option, split in (("--do_train", "train"), ("--do_eval", "validation")):
         if getattr(args, option[2:]) and split not in data:
@@ -188,12 +188,17 @@ def load_model(auto: Any, model_args: ModelArguments, tokenizer: PreTrainedToken
     return model
 
 
-def fitting(size: int, model: PreTrainedModel, option: str) -> int:
-    """`size`, the value of `option`, or the number of tokens the model can read, if that is less."""
-    longest = getattr(model.config, "max_position_embeddings", None) or size
+def longest_input(model: PreTrainedModel) -> int | None:
+    """The number of tokens that the model can read, None if it has no limit."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            longest = module.num_embeddings - module.padding_idx - 1  # RoBERTa counts from behind the padding
+            return module.num_embeddings - module.padding_idx - 1  # RoBERTa counts from behind the padding
+    return getattr(model.config, "max_position_embeddings", None) or None
+
+
+def fitting(size: int, model: PreTrainedModel, option: str) -> int:
+    """`size`, the value of `option`, or the number of tokens the model can read, if that is less."""
+    longest = longest_input(model) or size
     if longest < size:
         logger.info(f"The model reads at most {longest} tokens: {option} is {longest}.")
     return min(size, longest)
@@ -226,11 +231,21 @@ def in_blocks(
 
 
 def chosen(
-    examples: dict[str, Dataset], text_args: TextArguments, args: TrainingArguments
+    examples: dict[str, Dataset], text_args: TextArguments, args: TrainingArguments, too_short: str
 ) -> tuple[Dataset | None, Dataset | None]:
-    """The examples to train and to evaluate on, as many as wanted; None for what is not to be done."""
-    train_data = choose(examples["train"], text_args.max_train_samples, "training") if args.do_train else None
-    eval_data = choose(examples["validation"], text_args.max_eval_samples, "validation") if args.do_eval else None
+    """The examples to train and to evaluate on, as many as wanted; None for what is not to be done.
+
+    Raises:
+        UserError: there are none; `too_short` ends the sentence.
+    """
+    wanted = (
+        ("train", "training", text_args.max_train_samples, args.do_train),
+        ("validation", "validation", text_args.max_eval_samples, args.do_eval),
+    )
+    train_data, eval_data = (
+        choose(examples[split], limit, name, empty=f"the {name} text {too_short}") if is_wanted else None
+        for split, name, limit, is_wanted in wanted
+    )
     return train_data, eval_data
 
 

@@ -33,12 +33,18 @@ def says(tmp_path, monkeypatch, capsys):
         "strange.csv": "sentence,label\nso so,medium\n",
         "list.json": "[1, 2]",
         "broken.json": "{",
-        "rows.parquet": "x",
     }
-    good |= {"text.txt": "To be\n", "column.csv": "words\nTo be\n", "numbers.csv": "text\n1\n"}
+    good |= {
+        "goods.xlsx": "PK",
+        "latin.txt": "",
+        "text.txt": "To be\n",
+        "column.csv": "words\nTo be\n",
+        "numbers.csv": "text\n1\n",
+    }
     good |= {"typo.json": json.dumps({"sparsty": 0.5})}
     for name, text in good.items():
         (tmp_path / name).write_text(text)
+    (tmp_path / "latin.txt").write_bytes("to be\ncaf\u00e9 noir\n".encode("latin-1"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
     for kind in ("cat", "dog"):
@@ -69,11 +75,19 @@ GLUE = "--model_name_or_path no/model --do_train --report_to none --cache_dir ca
         ("--train_file missing.csv", "--train_file does not exist: missing.csv"),
         ("--train_file train.csv --validation_file gone.csv", "--validation_file does not exist: gone.csv"),
         ("--train_file empty.csv", "--train_file is empty: empty.csv"),
-        ("--train_file header.csv", "the data is empty: header.csv"),
-        ("--train_file rows.parquet", "--train_file must end with .csv or .json or .jsonl, got rows.parquet"),
-        ("--train_file train.csv --validation_file list.json", "the data files must all be csv or all be "
-         "json, got .csv, .json"),
-        ("--train_file other.csv", "the training data has no column 'label', only: sentence, class"),
+        ("--train_file full", "--train_file is a folder, expected a file: full"),
+        ("--train_file goods.xlsx", "--train_file must end with .csv, .tsv, .json, .jsonl or .parquet, got goods.xlsx"),
+        ("--train_file train.csv --do_eval", "--do_eval needs validation data, but there is only: train"),
+        ("--train_file train.csv --do_predict", "--do_predict needs test data, but there is only: train"),
+        ("--train_file train.csv --problem_type ranking", "problem_type must be one of regression, "
+         "single_label_classification, multi_label_classification, got ranking"),
+        ("--train_file train.csv --multi_label_threshold 1", "multi_label_threshold must be between 0 and 1, got 1.0"),
+        ("--train_file train.csv --text_column_names a,b,c", "text_column_names must name one or two columns, got a,b,c"),
+        ("--train_file header.csv", "header.csv has no rows, only a head line"),
+        ("--train_file train.csv --validation_file list.json", "list.json, row 1: expected an object with "
+         "columns by name, found 1"),
+        ("--train_file other.csv", "other.csv has no column 'label' (--label_column_names), only: "
+         "sentence, class"),
         ("", "no data: give --task_name, --dataset_name, or --train_file and --validation_file"),
         ("--task_name cora", "unknown task 'cora', --task_name must be one of "
          "cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli"),
@@ -125,8 +139,10 @@ def model(tmp_path):
 
 
 def test_a_label_that_was_not_trained_on(says, model):
-    command = GLUE.replace("no/model", str(model)) + "--train_file train.csv --validation_file strange.csv"
-    assert says(run_glue, command) == "the label 'medium' is none of those trained on: bad, good"
+    command = GLUE.replace("no/model", str(model)) + "--do_eval --train_file train.csv --validation_file strange.csv"
+    assert says(run_glue, command) == (
+        "strange.csv, line 2, column 'label': the label 'medium' is none of those trained on: bad, good"
+    )
 
 
 def test_dense_with_a_condensed_model(says, model):
@@ -151,6 +167,8 @@ def test_what_cannot_train_a_condensed_model(says, model):
         ("--validation_dir images", "--do_train needs training images, but there is only: validation"),
         ("--train_dir images --label_column_name kind", "the data has no column 'kind' (--label_column_name), "
          "only: image, label"),
+        ("--train_dir images/cat", "--train_dir must hold a folder of images for each class, found no image in images/cat"),
+        ("--train_dir images --train_val_split 1.5", "train_val_split must be between 0 and 1, got 1.5"),
         ("--train_dir images --crop_ratio 2", "crop_ratio must be in (0, 1], got 2.0"),
         ("--train_dir images --output_dir full", "the output directory full is not empty and holds no checkpoint to resume "
          "from: remove it or choose another --output_dir"),
@@ -178,8 +196,13 @@ def test_imagenet_wants_to_know_the_model(says):
         ("--train_file text.txt", "a new model needs a tokenizer: give tokenizer_name or train_tokenizer"),
         ("--train_file text.txt --train_tokenizer 9", "train_tokenizer must be at least 257 (256 bytes and "
          "<|endoftext|>), got 9"),
-        ("--train_file text.txt --train_tokenizer 300 --config_overrides n_embd=32,n_layer=1,n_head=2",
-         "the training data is empty"),
+        ("--train_file text.txt --train_tokenizer 300 --block_size 64 --config_overrides n_embd=32,n_layer=1,n_head=2",
+         "the training text is shorter than one block of 64 tokens: give more of it, or a smaller --block_size"),
+        ("--train_file latin.txt --train_tokenizer 300", "latin.txt, line 2: expected UTF-8, found the byte 0xe9; if it was "
+         "saved as latin-1, iconv -f latin1 -t utf-8 makes it UTF-8"),
+        ("--train_file text.txt --train_tokenizer 300 --do_eval", "5% of the 1 rows or lines of the training text is none to "
+         "evaluate on: give --validation_file, or a larger --validation_split_percentage"),
+        ("--train_file text.txt --train_tokenizer 300 --max_new_tokens 0", "max_new_tokens must be at least 1, got 0"),
         ("--train_tokenizer 300", "no text: give --dataset_name, or --train_file and --validation_file"),
         ("--train_tokenizer 300 --validation_file text.txt", "--do_train needs train text, but there is only: validation"),
     ],
@@ -200,10 +223,11 @@ def test_clm(says, command, sentence):
         ("--train_file text.txt --train_tokenizer 259", "train_tokenizer must be at least 260 (256 bytes and [PAD], [CLS], "
          "[SEP], [MASK]), got 259"),
         ("--validation_file text.txt", "--do_train needs train text, but there is only: validation"),
-        ("--train_file text.txt --validation_split_percentage 101", "validation_split_percentage must be in [0, 100], got 101"),
+        ("--train_file text.txt --validation_split_percentage 101", "validation_split_percentage must be in [0, 100), got 101"),
         ("--train_file text.txt --do_train false", "nothing to do: give --do_train or --do_eval"),
         ("--train_file text.txt --validation_file text.txt --max_seq_length 64 --config_overrides hidden_size=32,"
-         "num_attention_heads=2,num_hidden_layers=1", "the training data is empty"),
+         "num_attention_heads=2,num_hidden_layers=1", "the training text is shorter than one block of 64 tokens: give more "
+         "of it, a smaller --max_seq_length, or --line_by_line"),
         ("--train_file text.txt --model_type gpt2", "the model cannot be made: Unrecognized configuration class"),
     ],
 )  # fmt: skip

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from datasets import Dataset, DatasetDict
 from PIL import Image
 from scipy import stats
 from sklearn import metrics
@@ -24,7 +23,6 @@ import data as example_data
 import glue_metrics
 import hf_srigl
 import images
-import run_glue
 import run_imagenet
 import shared
 from hf_srigl import SRigLConfig, sparsify
@@ -74,6 +72,15 @@ def test_metrics_by_hand():
     assert compute("cola", [1, 1], [1, 0]) == {"matthews_correlation": 0.0}  # as scikit-learn has it
     assert compute("mrpc", [0, 0], [0, 0]) == {"accuracy": 1.0, "f1": 0.0}
     assert compute("stsb", [1.0, 2.0, 9.0], [1.0, 2.0, 3.0])["spearmanr"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_metrics_of_several_labels_against_scikit_learn(seed):
+    truth, guess = np.random.default_rng(seed).integers(0, 2, (2, 30, 4))
+    truth[:, 3] = guess[:, 3] = 0  # a class that is nowhere
+    f1 = {f"f1_{way}": metrics.f1_score(truth, guess, average=way, zero_division=0) for way in ("micro", "macro")}
+    expected = f1 | {"accuracy": metrics.accuracy_score(truth, guess)}
+    assert glue_metrics.multi_label_metrics(guess, truth) == pytest.approx(expected)
 
 
 def test_the_example_in_the_docstring():
@@ -234,15 +241,6 @@ def test_what_torchvision_is_asked_for_where_it_is_installed(monkeypatch):
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
-
-
-def test_labels_and_columns():
-    data = DatasetDict({"train": Dataset.from_dict({"id": [1, 2], "b": ["x", "y"], "a": ["u", "v"], "label": [10, 9]})})
-    assert run_glue.columns(data, None) == ("b", "a")
-    assert run_glue.columns(data, "qqp") == ("question1", "question2")
-    assert run_glue.names_of_labels(data, None) == ["9", "10"]
-    assert run_glue.order_of_labels({"B": 0, "a": 1}, ["a", "b"]) == {"a": 1, "b": 0}
-    assert run_glue.order_of_labels({"LABEL_0": 0, "LABEL_1": 1}, ["a", "b"]) == {"a": 0, "b": 1}
 
 
 @pytest.mark.parametrize(
