@@ -9,11 +9,12 @@ from transformers import PreTrainedModel
 
 # Compared with every part of a layer's full name, as some models wrap the linear layer (gemma4's `q_proj.linear`). Found by
 # reading the names of all linear layers inside attention modules of transformers 5.23. The second row are fused projections
-# under names of their own, the third what reaches the product of an attention besides: positions, offsets, index scores.
+# under names of their own, the others what reaches the product of an attention besides: positions, offsets, scores, decays.
 _ATTENTION_INPUT = re.compile(
     r"(^|_)(q|k|v|qk|qkv|kv|query|key|value|queries|keys|values|wq|wk|wv|wqkv)(_|$)"
     r"|^(c_attn|att_proj|in_proj(_\w+)?|attn_qkv|vision_proj|text_proj|receptance)$"
     r"|^(linear_pos|pos_proj|r_proj|relative_pos_embeddings|sampling_offsets|attention_weights|indexer)$"
+    r"|^(head_logits_proj|head_weights_proj|conv_kernel_layer|a_proj|b_proj|sink_proj|attn_proj)$"
 )
 _ROUTER = re.compile(r"(^|_)router(_|$)|^gate$|^shared_expert_gate$")
 # Heads inside the base model, which detectors have: classes and boxes of each decoder layer and of the encoder's proposals

@@ -28,7 +28,7 @@ INPUTS = """
     attn.att_proj  attention.queries_keys_values.linear  self_attn.q_proj.linear  attention.v_proj.linear
     linear_attn.in_proj_qkvz  linear_attn.in_proj_ba  fusion.attn.vision_proj  fusion.attn.values_text_proj  attn.qkv
     EncDecAttention.k  attn.Wk  self_attn.kv_a_proj_with_mqa  self_attn.indexer.weights_proj  encoder_attn.sampling_offsets
-    self_attn.linear_pos  att.receptance
+    self_attn.linear_pos  att.receptance  self.head_logits_proj  self.conv_kernel_layer  linear_attn.b_proj
 """.split()
 OTHERS = "mlp.fc1 mlp.gate_proj mlp.up_proj attn.o_proj attn.proj output.dense mlp.c_proj attention.out_proj".split()
 ROUTERS = """
