@@ -23,6 +23,7 @@ from transformers import AutoConfig, HfArgumentParser, PreTrainedConfig, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_srigl import SparseTrainer, SRigLConfig, sparsity_report
+from hf_srigl.commands.common import one_line
 from hf_srigl.model.attachment import condensed_layers, config_of
 from hf_srigl.training.trainer import _FIXED
 
@@ -165,11 +166,6 @@ def explained(*kinds: type[Exception], before: str = "") -> Iterator[None]:
         yield
     except kinds as error:
         raise UserError(before + one_line(error)) from error
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def check_file(path: str | Path, what: str, suffixes: tuple[str, ...] = ()) -> None:

@@ -141,7 +141,7 @@ def condensed_parts(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
         for name, child in model.named_children()
         if isinstance(child, PreTrainedModel)
         and any(child.config is config for config in inner)
-        and any(isinstance(module, CondensedLinear) for module in child.modules())
+        and condensed_layers(child)
     }
 
 

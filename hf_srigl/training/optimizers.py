@@ -116,11 +116,6 @@ def movable_states(optimizer: optim.Optimizer, parameters: dict[str, nn.Paramete
     return moved
 
 
-def movable_state(optimizer: optim.Optimizer, name: str, parameter: nn.Parameter) -> list[Tensor]:
-    """`movable_states` of one layer."""
-    return movable_states(optimizer, {name: parameter})[name]
-
-
 def fit_state(optimizer: optim.Optimizer, parameter: nn.Parameter) -> None:
     """Cut the optimizer's state down to a parameter that has been resized: one value for each of the first slots."""
     for found in states.tensors(optimizer):

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_srigl import SRigL, SRigLConfig, sparsify
 from hf_srigl.rule import topology
-from hf_srigl.training.optimizers import movable_state
+from hf_srigl.training.optimizers import movable_states
 
 EPISODES, UPDATES = 15, 20
 
@@ -63,7 +63,7 @@ def check(srigl, optimizer, before, report, finite):
         n_active = int(layer.active.sum())
         assert layer.fan_in == min(layer.in_features, layer.budget // n_active), name
         assert n_active * layer.in_features >= layer.budget, name
-        state = movable_state(optimizer, name, layer.weight)
+        state = movable_states(optimizer, {name: layer.weight})[name]
         unused = layer.indices < 0
         grown = topology.gather(layer.mask() & ~before[name], layer.indices, layer.active)
         for tensor in (layer.weight.detach(), *state):
